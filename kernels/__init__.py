@@ -1,0 +1,1 @@
+"""Attention ops: one op a file. Importing this package imports nothing heavy."""

@@ -1,0 +1,1 @@
+"""The networks of Stable Diffusion v1: UNet, autoencoder and CLIP text tower."""

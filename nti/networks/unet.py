@@ -1,0 +1,307 @@
+"""The UNet of Stable Diffusion v1: eps_theta(z_t, t, C), with Prompt-to-Prompt's control passed
+down the call.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from nti.config import UNetConfig
+from nti.networks.attention import CrossAttention, SelfAttention
+from nti.networks.control import AttentionControl, AttentionMap
+
+__all__ = ["UNet", "timestep_embedding"]
+
+RES_NORM_EPS = 1e-5
+TRANSFORMER_NORM_EPS = 1e-6
+
+
+def timestep_embedding(timestep: Tensor, channels: int) -> Tensor:
+    """Sinusoids of the timestep: (B,) -> (B, channels) float32, the cosines first."""
+    half = channels // 2
+    index = torch.arange(half, dtype=torch.float32, device=timestep.device)
+    angle = timestep[:, None].float() * torch.exp(index * -math.log(10000.0) / half)
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+class TimeEmbedding(nn.Module):
+    """Two linear layers on the sinusoids, to four times the width."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.linear_1 = nn.Linear(channels, 4 * channels)
+        self.linear_2 = nn.Linear(4 * channels, 4 * channels)
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        # float32 whatever the weights are: what the published networks were trained on.
+        x = self.linear_1(
+            timestep_embedding(timestep, self.channels).to(self.linear_1.weight.dtype)
+        )
+        out: Tensor = self.linear_2(F.silu(x))
+        return out
+
+
+class ResBlock(nn.Module):
+    """Residual block, shifted by the time embedding between its two convolutions."""
+
+    def __init__(self, c_in: int, c_out: int, time_dim: int, groups: int) -> None:
+        super().__init__()
+        self.norm_1 = nn.GroupNorm(groups, c_in, eps=RES_NORM_EPS)
+        self.conv_1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.time_projection = nn.Linear(time_dim, c_out)
+        self.norm_2 = nn.GroupNorm(groups, c_out, eps=RES_NORM_EPS)
+        self.conv_2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        h = self.conv_1(F.silu(self.norm_1(x)))
+        h = h + self.time_projection(F.silu(time))[:, :, None, None]
+        h = self.conv_2(F.silu(self.norm_2(h)))
+        out: Tensor = self.skip(x) + h
+        return out
+
+
+class FeedForward(nn.Module):
+    """GEGLU (Shazeer 2020, arXiv 2002.05202) with the exact GELU, four times as wide inside."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.proj_in = nn.Linear(channels, 8 * channels)
+        self.proj_out = nn.Linear(4 * channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj_in(x).chunk(2, dim=-1)
+        out: Tensor = self.proj_out(value * F.gelu(gate))
+        return out
+
+
+class SpatialTransformer(nn.Module):
+    """Self-attention, cross-attention and feed-forward over the positions of a feature map, with a
+    residual around.
+    """
+
+    def __init__(self, config: UNetConfig, site: str, level: int) -> None:
+        super().__init__()
+        channels = config.level_channels[level]
+        self.site, self.level = site, level
+        inject = level >= config.self_injection_level
+        maps_words = site != "middle" and level == config.word_map_level
+        self.norm = nn.GroupNorm(config.norm_groups, channels, eps=TRANSFORMER_NORM_EPS)
+        self.proj_in = nn.Conv2d(channels, channels, 1)
+        self.norm_1 = nn.LayerNorm(channels)
+        self.self_attention = SelfAttention(channels, config.heads, inject)
+        self.norm_2 = nn.LayerNorm(channels)
+        self.cross_attention = CrossAttention(
+            channels, config.context_dim, config.heads, maps_words
+        )
+        self.norm_3 = nn.LayerNorm(channels)
+        self.feed_forward = FeedForward(channels)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor,
+        control: AttentionControl | None,
+        capture: list[AttentionMap] | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """X (B, c, h, w) -> the same shape, word maps (R, W, h, w) if this site gives them."""
+        height, width = x.shape[-2:]
+        self_maps: list[Tensor] | None = None if capture is None else []
+        cross_maps: list[Tensor] | None = None if capture is None else []
+        h = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
+        h = h + self.self_attention(self.norm_1(h), control, self_maps)
+        attended, maps = self.cross_attention(self.norm_2(h), context, control, cross_maps)
+        h = h + attended
+        h = h + self.feed_forward(self.norm_3(h))
+        if capture is not None:
+            for kind, found in (("self", self_maps), ("cross", cross_maps)):
+                for p in found or ():
+                    p = rearrange(p, "b heads (h w) s -> b heads h w s", h=height)
+                    capture.append(AttentionMap(self.site, self.level, kind, p))
+        if maps is not None:
+            maps = rearrange(maps, "r (h w) n -> r n h w", h=height)
+        return x + self.proj_out(rearrange(h, "b (h w) c -> b c h w", w=width)), maps
+
+
+class Downsample(nn.Module):
+    """Halve the sides by a strided 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(x)
+        return out
+
+
+class Upsample(nn.Module):
+    """Double the sides: nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return out
+
+
+class DownLevel(nn.Module):
+    """One resolution on the way down: residual blocks and transformers, then half the sides."""
+
+    def __init__(self, config: UNetConfig, level: int, skips: list[int]) -> None:
+        super().__init__()
+        channels, time_dim = config.level_channels[level], 4 * config.channels
+        self.res = nn.ModuleList()
+        self.attention = nn.ModuleList()
+        for _ in range(config.res_blocks):
+            self.res.append(ResBlock(skips[-1], channels, time_dim, config.norm_groups))
+            if level in config.attention_levels:
+                self.attention.append(SpatialTransformer(config, "down", level))
+            skips.append(channels)
+        self.downsample = None
+        if level < len(config.channel_multipliers) - 1:
+            self.downsample = Downsample(channels)
+            skips.append(channels)
+
+    def forward(self, x: Tensor, time: Tensor, skips: list[Tensor], prompt: "Prompt") -> Tensor:
+        for i, res in enumerate(self.res):
+            x = res(x, time)
+            if self.attention:
+                x = prompt.attend(self.attention[i], x)
+            skips.append(x)
+        if self.downsample is not None:
+            x = self.downsample(x)
+            skips.append(x)
+        return x
+
+
+class Middle(nn.Module):
+    """ResBlock, transformer, ResBlock at the coarsest level."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        level = len(config.channel_multipliers) - 1
+        channels, time_dim = config.level_channels[level], 4 * config.channels
+        self.res_1 = ResBlock(channels, channels, time_dim, config.norm_groups)
+        self.attention = SpatialTransformer(config, "middle", level)
+        self.res_2 = ResBlock(channels, channels, time_dim, config.norm_groups)
+
+    def forward(self, x: Tensor, time: Tensor, prompt: "Prompt") -> Tensor:
+        x = self.res_1(x, time)
+        x = prompt.attend(self.attention, x)
+        out: Tensor = self.res_2(x, time)
+        return out
+
+
+class UpLevel(nn.Module):
+    """One resolution on the way up: each residual block takes one skip connection; then double the
+    sides.
+    """
+
+    def __init__(self, config: UNetConfig, level: int, c_in: int, skips: list[int]) -> None:
+        super().__init__()
+        channels, time_dim = config.level_channels[level], 4 * config.channels
+        self.res = nn.ModuleList()
+        self.attention = nn.ModuleList()
+        for i in range(config.res_blocks + 1):
+            width = (c_in if i == 0 else channels) + skips.pop()
+            self.res.append(ResBlock(width, channels, time_dim, config.norm_groups))
+            if level in config.attention_levels:
+                self.attention.append(SpatialTransformer(config, "up", level))
+        self.upsample = Upsample(channels) if level > 0 else None
+
+    def forward(self, x: Tensor, time: Tensor, skips: list[Tensor], prompt: "Prompt") -> Tensor:
+        for i, res in enumerate(self.res):
+            x = res(torch.cat([x, skips.pop()], dim=1), time)
+            if self.attention:
+                x = prompt.attend(self.attention[i], x)
+        if self.upsample is not None:
+            x = self.upsample(x)
+        return x
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What every transformer of one forward pass shares: the context, its control, and where maps
+    are gathered.
+    """
+
+    context: Tensor
+    control: AttentionControl | None
+    capture: list[AttentionMap] | None
+    word_maps: list[Tensor]
+
+    def attend(self, transformer: nn.Module, x: Tensor) -> Tensor:
+        """Run one transformer on x (B, c, h, w), and keep its word maps if it gives any."""
+        out, maps = transformer(x, self.context, self.control, self.capture)
+        if maps is not None:
+            self.word_maps.append(maps)
+        result: Tensor = out
+        return result
+
+
+class UNet(nn.Module):
+    """The denoiser, top to bottom: `down`, `middle`, `up`, with skip connections from every block
+    down to one up.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = config.level_channels
+        levels = range(len(widths))
+        self.time_embedding = TimeEmbedding(config.channels)
+        self.conv_in = nn.Conv2d(config.latent_channels, config.channels, 3, padding=1)
+        skips = [config.channels]
+        self.down = nn.ModuleList(DownLevel(config, level, skips) for level in levels)
+        self.middle = Middle(config)
+        self.up = nn.ModuleList(
+            UpLevel(config, level, widths[min(level + 1, len(widths) - 1)], skips)
+            for level in reversed(levels)
+        )
+        self.norm_out = nn.GroupNorm(config.norm_groups, config.channels, eps=RES_NORM_EPS)
+        self.conv_out = nn.Conv2d(config.channels, config.latent_channels, 3, padding=1)
+
+    def forward(
+        self,
+        latent: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        control: AttentionControl | None = None,
+        capture: list[AttentionMap] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Predict the noise.
+
+        Args:
+            latent: z_t (B, 4, h, w), in the weights' dtype.
+            timestep: t (B,), 0..999.
+            context: the prompt's token states C (B, 77, context_dim), in the weights' dtype.
+            control: Prompt-to-Prompt's control of this step, or None.
+            capture: a list that receives an `AttentionMap` a site, or None (the working path: no
+                map in memory).
+
+        Returns:
+            eps (B, 4, h, w), and the word maps (R, W, h', w') that the control asked for, averaged
+            over heads and over the sites of `config.word_map_level`, or None.
+
+        """
+        prompt = Prompt(context, control, capture, word_maps=[])
+        time = self.time_embedding(timestep)
+        x = self.conv_in(latent)
+        skips = [x]
+        for level in self.down:
+            x = level(x, time, skips, prompt)
+        x = self.middle(x, time, prompt)
+        for level in self.up:
+            x = level(x, time, skips, prompt)
+        eps: Tensor = self.conv_out(F.silu(self.norm_out(x)))
+        maps = torch.stack(prompt.word_maps).mean(dim=0) if prompt.word_maps else None
+        return eps, maps

@@ -1,0 +1,1 @@
+"""The diffusion process: the noise schedule and one step of it."""

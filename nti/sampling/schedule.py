@@ -1,0 +1,89 @@
+"""The noise schedule and the deterministic steps along it (DDIM, Song et al. 2020, arXiv
+2010.02502).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nti.config import ScheduleConfig
+
+__all__ = ["Schedule", "StepCoefficients", "alpha_bars", "ddim_inverse_step", "ddim_step"]
+
+
+def alpha_bars(config: ScheduleConfig) -> Tensor:
+    """alpha_bar_t, the product of (1 - beta) up to t, for every training step: (train_steps,)
+    float64.
+    """
+    root = torch.linspace(
+        config.beta_start**0.5, config.beta_end**0.5, config.train_steps, dtype=torch.float64
+    )
+    return torch.cumprod(1.0 - root.square(), dim=0)
+
+
+@dataclass(frozen=True)
+class StepCoefficients:
+    """A DDIM step is linear: z_{t-1} = latent * z_t + eps * eps_theta; 0-d float64."""
+
+    latent: Tensor
+    eps: Tensor
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """`steps` timesteps of the training schedule, in sampling order: index 0 is the noisiest."""
+
+    timesteps: tuple[int, ...]
+    """981, 961, ..., 21, 1 for 50 steps."""
+    alpha_bar: Tensor
+    """alpha_bar of each timestep, (steps,) float64."""
+    alpha_bar_next: Tensor
+    """alpha_bar where each step arrives, (steps,) float64; the last arrives at alpha_bar[0], not at
+    1.
+    """
+
+    @classmethod
+    def create(cls, config: ScheduleConfig, steps: int) -> "Schedule":
+        """Space `steps` timesteps by `train_steps // steps`, offset 1.
+
+        Raises ValueError for a number that would reach timestep `train_steps`, which was never
+        trained.
+        """
+        if not 1 <= steps < config.train_steps:
+            raise ValueError(f"steps: got {steps}, expected 1 to {config.train_steps - 1}")
+        stride = config.train_steps // steps
+        first = stride * (steps - 1) + 1
+        timesteps = tuple(range(first, 0, -stride))
+        table = alpha_bars(config)
+        alpha_bar = table[list(timesteps)]
+        return cls(timesteps, alpha_bar, torch.cat([alpha_bar[1:], table[:1]]))
+
+    @property
+    def steps(self) -> int:
+        """The number of steps T."""
+        return len(self.timesteps)
+
+    def coefficients(self, index: int) -> StepCoefficients:
+        """Coefficients of the step that leaves timestep `index` (DDIM eq. 12 with sigma = 0),
+        gathered by z and eps.
+        """
+        start, end = self.alpha_bar[index], self.alpha_bar_next[index]
+        scale = (end / start).sqrt()
+        return StepCoefficients(scale, (1 - end).sqrt() - scale * (1 - start).sqrt())
+
+
+def ddim_step(latent: Tensor, eps: Tensor, coefficients: StepCoefficients) -> Tensor:
+    """z_t -> z_{t-1}: (B, 4, h, w), no clipping of the predicted z_0; the result keeps the latent's
+    dtype.
+    """
+    c = coefficients
+    return c.latent.to(latent) * latent + c.eps.to(latent) * eps
+
+
+def ddim_inverse_step(latent: Tensor, eps: Tensor, coefficients: StepCoefficients) -> Tensor:
+    """z_{t-1} -> z_t with the same eps: undoes `ddim_step` (null-text inversion paper, eq. 2
+    reversed).
+    """
+    c = coefficients
+    return (latent - c.eps.to(latent) * eps) / c.latent.to(latent)
