@@ -1,0 +1,118 @@
+"""The `Inversion`: what inverting an image leaves behind, saved as one safetensors file and read
+again.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+__all__ = ["METHODS", "Inversion", "InversionFileError"]
+
+METHODS = ("null-text", "negative-prompt", "ddim")
+
+FORMAT = "nti-inversion-1"
+"""Stands in the file's metadata; another number means another meaning of the tensors."""
+
+TENSORS = ("uncond", "pivot", "latents", "losses")
+
+
+class InversionFileError(ValueError):
+    """A file that is no saved inversion; the message says what was found instead."""
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """An inverted image. Every array is in sampling order: index 0 is z_T and the first timestep
+    (981 of 50).
+    """
+
+    prompt: str
+    """The source prompt P."""
+    method: str
+    """`null-text`, `negative-prompt` or `ddim`."""
+    guidance_scale: float
+    """w, which the embeddings were made for and the latents were sampled at."""
+    model_name: str
+    """The configuration's name; a record is of use to that model alone."""
+    uncond: Tensor
+    """The null embedding of each timestep (T, 77, C), float32 or float64."""
+    pivot: Tensor
+    """z*_T .. z*_0, the DDIM inversion at guidance 1: (T + 1, 4, h, w)."""
+    latents: Tensor
+    """z_T .. z_0, the latents that guided sampling with the embeddings visits: (T + 1, 4, h, w)."""
+    losses: Tensor
+    """Each inner iteration's loss (T, N), NaN where optimization had stopped; (T, 0) without
+    optimization.
+    """
+
+    def __post_init__(self) -> None:
+        steps = self.uncond.shape[0]
+        lengths = (len(self.pivot), len(self.latents), len(self.losses))
+        if self.uncond.ndim != 3 or lengths != (steps + 1, steps + 1, steps):
+            raise ValueError(
+                f"inversion: got {steps} embeddings with pivot, latents and losses of length"
+                f" {lengths}, expected {(steps + 1, steps + 1, steps)}"
+            )
+
+    @property
+    def steps(self) -> int:
+        """The number of timesteps T."""
+        return self.uncond.shape[0]
+
+    def save(self, path: str | Path) -> None:
+        """Write the record to `path`, whole or not at all, making its folder if there is none."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        header = {
+            "prompt": self.prompt,
+            "method": self.method,
+            "guidance_scale": self.guidance_scale,
+            "model_name": self.model_name,
+        }
+        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in TENSORS}
+        part = path.with_name(path.name + ".part")
+        save_file(tensors, part, metadata={"format": FORMAT, "inversion": json.dumps(header)})
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Inversion":
+        """Read a record onto the CPU. Raises InversionFileError for a file that is none."""
+        path = Path(path)
+        if not path.is_file():
+            raise InversionFileError(
+                f"{path}: no such file; expected an inversion saved by `nti invert`"
+            )
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                found = metadata.get("format")
+                if found != FORMAT:
+                    raise InversionFileError(
+                        f"{path}: got a safetensors file of format {found!r}, expected {FORMAT!r}:"
+                        f" make it with `nti invert`"
+                    )
+                tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in TENSORS}
+        except SafetensorError as error:
+            raise InversionFileError(f"{path}: not a saved inversion ({error})") from error
+        fields: dict[str, Any] = {**json.loads(metadata["inversion"]), **tensors}
+        return cls(**fields)
+
+    def __eq__(self, other: object) -> bool:
+        """Compare the words and numbers exactly and the tensors bit by bit (NaN equals NaN)."""
+        if not isinstance(other, Inversion):
+            return NotImplemented
+        mine = (self.prompt, self.method, self.guidance_scale, self.model_name)
+        return mine == (other.prompt, other.method, other.guidance_scale, other.model_name) and all(
+            torch.equal(
+                getattr(self, n).nan_to_num(nan=-1.0), getattr(other, n).nan_to_num(nan=-1.0)
+            )
+            for n in TENSORS
+        )
+
+    __hash__ = None  # type: ignore[assignment]

@@ -1,0 +1,75 @@
+"""Guided DDIM sampling with one null embedding a timestep, and the reconstruction that it gives."""
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from nti.image import to_pil
+from nti.inversion.record import Inversion
+from nti.model import StableDiffusion
+from nti.sampling.schedule import Schedule, ddim_step
+from nti.sampling.step import guided_noise
+
+__all__ = ["check_model", "reconstruct", "sample"]
+
+
+@torch.no_grad()
+def sample(
+    model: StableDiffusion,
+    latent: Tensor,
+    cond: Tensor,
+    uncond: Tensor,
+    schedule: Schedule,
+    guidance_scale: float,
+) -> Tensor:
+    """z_T -> z_0 by guided DDIM steps.
+
+    Args:
+        model: the model.
+        latent: z_T (B, 4, h, w).
+        cond: the prompts' token states (B, 77, C).
+        uncond: the null embedding of each timestep (T, B, 77, C).
+        schedule: T timesteps.
+        guidance_scale: w.
+
+    Returns:
+        The latents visited, z_T .. z_0: (T + 1, B, 4, h, w).
+
+    """
+    visited = [latent]
+    for i, timestep in enumerate(schedule.timesteps):
+        both = torch.cat([visited[-1], visited[-1]])
+        eps = model.predict_noise(both, timestep, torch.cat([uncond[i], cond]))
+        eps_uncond, eps_cond = eps.chunk(2)
+        guided = guided_noise(eps_uncond, eps_cond, guidance_scale)
+        visited.append(ddim_step(visited[-1], guided, schedule.coefficients(i)))
+    return torch.stack(visited)
+
+
+def check_model(model: StableDiffusion, inversion: Inversion) -> None:
+    """Raise ValueError where an inversion was made with another model than this one."""
+    width = model.config.text.width
+    if inversion.model_name != model.config.name or inversion.uncond.shape[-1] != width:
+        raise ValueError(
+            f"inversion: got one made with {inversion.model_name} (embeddings of width"
+            f" {inversion.uncond.shape[-1]}), expected {model.config.name} (width {width}):"
+            f" load that model, or invert the image again with this one"
+        )
+
+
+def reconstruct(model: StableDiffusion, inversion: Inversion) -> Image.Image:
+    """Sample again from z_T with the saved embeddings, prompt and guidance, and decode.
+
+    The latents that the record keeps are not read (but z_T), so this tests the embeddings.
+    Raises ValueError for an inversion made with another model.
+    """
+    check_model(model, inversion)
+    latents = sample(
+        model,
+        inversion.pivot[:1].to(model.device, model.state_dtype),
+        model.encode_text([inversion.prompt]),
+        inversion.uncond[:, None].to(model.device, model.state_dtype),
+        model.schedule(inversion.steps),
+        inversion.guidance_scale,
+    )
+    return to_pil(model.decode_latent(latents[-1]))[0]

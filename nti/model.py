@@ -1,0 +1,242 @@
+"""The three networks, the tokenizer and the schedule as one object, and how it is loaded."""
+
+import logging
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from nti.config import SD_V1, ModelConfig
+from nti.networks.control import AttentionControl, AttentionMap
+from nti.networks.text_encoder import TextEncoder
+from nti.networks.tokenizer import Tokenizer
+from nti.networks.unet import UNet
+from nti.networks.vae import VAE
+from nti.sampling.schedule import Schedule
+from nti.weights_loader import (
+    read_metadata,
+    read_networks,
+    text_table,
+    unet_table,
+    vae_table,
+)
+
+__all__ = ["StableDiffusion", "load_model"]
+
+logger = logging.getLogger(__name__)
+
+CONFIG_KEY = "nti_config"
+"""The metadata key under which a checkpoint that is not SD v1 states its configuration."""
+
+Network = TypeVar("Network", bound=nn.Module)
+
+BACKENDS = ("auto", "reference")
+
+
+class StableDiffusion:
+    """A frozen Stable Diffusion v1 model of any width.
+
+    The networks compute in `dtype`; latents, embeddings and noise go in and out in `state_dtype`,
+    which is float64 for a float64 model and float32 for every other.
+    """
+
+    def __init__(
+        self, config: ModelConfig, unet: UNet, vae: VAE, text: TextEncoder, tokenizer: Tokenizer
+    ) -> None:
+        self.config = config
+        self.unet = _freeze(unet)
+        self.vae = _freeze(vae)
+        self.text = _freeze(text)
+        self.tokenizer = tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.unet.conv_in.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the networks compute in."""
+        return self.unet.conv_in.weight.dtype
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """Of latents, embeddings and noise outside the networks."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    def schedule(self, steps: int) -> Schedule:
+        """Return `steps` timesteps of the model's schedule; ValueError for a number that does not
+        fit.
+        """
+        return Schedule.create(self.config.schedule, steps)
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        """psi(P): prompts -> token states (B, 77, C) in `state_dtype`.
+
+        Warns of a prompt that is cut at 75 tokens, and of words that a small model was not trained
+        on.
+        """
+        self._warn_of_unknown_words(prompts)
+        tokens = self.tokenizer(prompts).to(self.device)
+        states: Tensor = self.text(tokens)
+        return states.to(self.state_dtype)
+
+    @torch.no_grad()
+    def encode_image(self, image: Tensor) -> Tensor:
+        """Image (B, 3, H, W) in [-1, 1] -> z_0 (B, 4, H/8, W/8): the scaled mean, in `state_dtype`.
+
+        Raises ValueError for another shape, or for sides that the UNet cannot halve as often as it
+        must.
+        """
+        multiple = self.config.vae.downsampling * 2 ** (
+            len(self.config.unet.channel_multipliers) - 1
+        )
+        if (
+            image.ndim != 4
+            or image.shape[1] != 3
+            or image.shape[2] % multiple
+            or image.shape[3] % multiple
+        ):
+            raise ValueError(
+                f"image: got {tuple(image.shape)}, expected (B, 3, H, W) with H and W"
+                f" multiples of {multiple}: resize or crop it"
+            )
+        latent: Tensor = self.vae.encode(image.to(self.device, self.dtype))
+        return latent.to(self.state_dtype)
+
+    @torch.no_grad()
+    def decode_latent(self, latent: Tensor) -> Tensor:
+        """z_0 (B, 4, h, w) -> image (B, 3, 8h, 8w), clamped to [-1, 1], in `state_dtype`."""
+        image: Tensor = self.vae.decode(latent.to(self.device, self.dtype))
+        return image.to(self.state_dtype).clamp(-1.0, 1.0)
+
+    def predict_noise(self, latent: Tensor, timestep: int | Tensor, context: Tensor) -> Tensor:
+        """eps_theta(z_t, t, C).
+
+        Args:
+            latent: z_t (B, 4, h, w).
+            timestep: t, one for all or (B,).
+            context: token states (B, 77, C).
+
+        Returns:
+            (B, 4, h, w) in the latent's dtype. Differentiable in the latent and the context.
+
+        """
+        return self.predict_noise_controlled(latent, timestep, context, None)[0]
+
+    def predict_noise_controlled(
+        self,
+        latent: Tensor,
+        timestep: int | Tensor,
+        context: Tensor,
+        control: AttentionControl | None,
+        capture: list[AttentionMap] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Like `predict_noise` under Prompt-to-Prompt's control; also returns the word maps (R, W,
+        h', w').
+        """
+        t = torch.as_tensor(timestep, device=latent.device).expand(latent.shape[0])
+        eps, maps = self.unet(latent.to(self.dtype), t, context.to(self.dtype), control, capture)
+        return eps.to(latent.dtype), maps
+
+    def _warn_of_unknown_words(self, prompts: Sequence[str]) -> None:
+        known = self.config.vocabulary
+        if known is None:
+            return
+        words = {w for prompt in prompts for w in re.findall(r"[^\W_]+", prompt.lower())}
+        if unknown := sorted(words - set(known)):
+            warnings.warn(
+                f"{self.config.name} was never trained on {', '.join(map(repr, unknown))};"
+                f" it knows: {', '.join(known)}",
+                stacklevel=3,
+            )
+
+
+def _freeze(network: Network) -> Network:
+    return network.requires_grad_(False).eval()
+
+
+def load_model(
+    checkpoint: str | Path | None = None,
+    *,
+    vae: str | Path | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    backend: str = "auto",
+) -> StableDiffusion:
+    """Load a model.
+
+    Args:
+        checkpoint: a `.safetensors` file in the original SD v1 layout; None is the small embedded
+            model.
+        vae: a file whose autoencoder replaces the checkpoint's.
+        device: None: CUDA if there is any, else the CPU.
+        dtype: what the networks compute in; None: float16 on CUDA, float32 elsewhere.
+        backend: who computes attention: `reference` (scaled_dot_product_attention) or `auto`, which
+            is the same until there is another.
+
+    Returns:
+        The model, frozen.
+
+    Raises:
+        CheckpointError: a file that is missing, is no safetensors file, or does not hold exactly
+        these networks.
+        ValueError: an unknown backend.
+
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: got {backend!r}, expected one of {', '.join(BACKENDS)}")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
+    path = Path(checkpoint) if checkpoint is not None else embedded_checkpoint()
+    metadata = read_metadata(path)
+    config = ModelConfig.from_json(metadata[CONFIG_KEY]) if CONFIG_KEY in metadata else SD_V1
+    logger.info("%s on %s in %s, attention: reference", config.name, device, dtype)
+    with torch.device("meta"):
+        networks: dict[str, nn.Module] = {
+            "unet": UNet(config.unet),
+            "vae": VAE(config.vae),
+            "text": TextEncoder(config.text),
+        }
+    tables = rename_tables(config)
+    files = {"unet": path, "vae": Path(vae) if vae is not None else path, "text": path}
+    for file in dict.fromkeys(files.values()):
+        wanted = [name for name, source in files.items() if source == file]
+        found = read_networks(
+            file,
+            {name: tables[name] for name in wanted},
+            {name: _shapes(networks[name]) for name in wanted},
+            dtype=dtype,
+            device=device,
+        )
+        for name, parameters in found.items():
+            networks[name].load_state_dict(parameters, assign=True)
+    unet, autoencoder, text = networks["unet"], networks["vae"], networks["text"]
+    assert isinstance(unet, UNet) and isinstance(autoencoder, VAE) and isinstance(text, TextEncoder)
+    text.restore_buffers(device)
+    return StableDiffusion(config, unet, autoencoder, text, Tokenizer(config.text.context_length))
+
+
+def rename_tables(config: ModelConfig) -> dict[str, list[tuple[tuple[str, ...], str]]]:
+    """Return the original layout's rename table of each network at this configuration's depth."""
+    unet, vae = config.unet, config.vae
+    return {
+        "unet": unet_table(unet.channel_multipliers, unet.res_blocks, unet.attention_levels),
+        "vae": vae_table(vae.channel_multipliers, vae.res_blocks),
+        "text": text_table(config.text.layers),
+    }
+
+
+def embedded_checkpoint() -> Path:
+    """Where the small model that comes with the package is."""
+    return Path(str(resources.files("nti.weights_loader") / "shapes.safetensors"))
+
+
+def _shapes(network: nn.Module) -> Mapping[str, torch.Size]:
+    return {name: value.shape for name, value in network.state_dict().items()}
