@@ -1,0 +1,1 @@
+"""Prompt-to-Prompt: editing an inverted image by changing the words of its prompt."""

@@ -1,0 +1,178 @@
+"""The schedule of controls: which attention an edit receives at which step, as one
+`AttentionControl` a step.
+
+Prompt-to-Prompt's edits of the cross-attention (arXiv 2208.01626, section 3.2) compose to P_edit' =
+P_source A_t + P_edit diag(b_t). With the mapping M and keep vector k of the alignment, the
+equalizer c (reweight) and the step's per-token window a_t in {0, 1}:
+
+    A_t = M diag(c a_t)        b_t = c a_t k + (1 - a_t)
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nti.editing.alignment import Alignment, has_word, token_positions
+from nti.networks.control import AttentionControl
+from nti.networks.tokenizer import TokenizedPrompt
+
+__all__ = [
+    "DEFAULT",
+    "ControlSchedule",
+    "CrossWindow",
+    "Window",
+    "cross_windows",
+    "equalizer",
+    "self_window",
+]
+
+Window = float | tuple[float, float]
+"""A share of the steps from the start, or (start, end)."""
+
+CrossWindow = Window | Mapping[str, Window]
+"""A window for all words, or one for each word of the edited prompt, the rest under `default_`."""
+
+DEFAULT = "default_"
+
+
+def _bounds(window: Window, count: int, name: str) -> tuple[int, int]:
+    """Turn a window into [first, past the last), in steps; ValueError outside 0 <= start <= end <=
+    1.
+    """
+    start, end = window if isinstance(window, tuple) else (0.0, window)
+    if not 0.0 <= start <= end <= 1.0:
+        raise ValueError(
+            f"{name}: got {window!r}, expected a number in [0, 1]"
+            f" or (start, end) with 0 <= start <= end <= 1"
+        )
+    return int(start * count), int(end * count)
+
+
+def self_window(window: Window, steps: int) -> tuple[int, int]:
+    """Return the steps in which self-attention is injected: [int(start T), int(end T))."""
+    return _bounds(window, steps, "self_replace")
+
+
+def cross_windows(
+    windows: Sequence[CrossWindow], prompts: Sequence[TokenizedPrompt], steps: int
+) -> Tensor:
+    """Return a_t of every edit, (T, E, 77) float64: 1 where a token's window holds the step.
+
+    A window covers [int(start (T + 1)), int(end (T + 1))). In a mapping without `default_` the
+    other words have (0, 1). ValueError for a word that no edited prompt has.
+    """
+    length = len(prompts[0].ids)
+    active = torch.zeros(steps, len(prompts), length, dtype=torch.float64)
+    for word in dict.fromkeys(
+        w for window in windows if isinstance(window, Mapping) for w in window
+    ):
+        if word != DEFAULT:
+            _require_somewhere(word, windows, prompts)
+    for edit, (window, prompt) in enumerate(zip(windows, prompts, strict=True)):
+        words = dict(window) if isinstance(window, Mapping) else {DEFAULT: window}
+        first, last = _bounds(words.pop(DEFAULT, 1.0), steps + 1, "cross_replace")
+        active[first:last, edit] = 1.0
+        for word, its_window in words.items():
+            if has_word(prompt, word):
+                positions = list(token_positions(prompt, word))
+                first, last = _bounds(its_window, steps + 1, f"cross_replace[{word!r}]")
+                active[:, edit, positions] = 0.0
+                active[first:last, edit, positions] = 1.0
+    return active
+
+
+def equalizer(
+    factors: Sequence[Mapping[str, float] | None], prompts: Sequence[TokenizedPrompt]
+) -> Tensor:
+    """Return c of every edit, (E, 77) float64: each word's factor on all its tokens, 1 elsewhere.
+
+    ValueError for a word that no edited prompt with factors has.
+    """
+    c = torch.ones(len(prompts), len(prompts[0].ids), dtype=torch.float64)
+    for word in dict.fromkeys(w for words in factors if words for w in words):
+        _require_somewhere(word, factors, prompts)
+    for edit, (words, prompt) in enumerate(zip(factors, prompts, strict=True)):
+        for word, factor in (words or {}).items():
+            if has_word(prompt, word):
+                c[edit, list(token_positions(prompt, word))] = factor
+    return c
+
+
+def _require_somewhere(
+    word: str, settings: Sequence[object], prompts: Sequence[TokenizedPrompt]
+) -> None:
+    """Raise ValueError unless an edit whose setting names the word has it in its prompt."""
+    named = [
+        p for s, p in zip(settings, prompts, strict=True) if isinstance(s, Mapping) and word in s
+    ]
+    if not any(has_word(prompt, word) for prompt in named):
+        token_positions(named[0], word)
+
+
+@dataclass(frozen=True)
+class ControlSchedule:
+    """The controls of all T steps of an edit of E prompts, in a batch whose last 1 + E rows are
+    source and edits.
+    """
+
+    source_mix: Tensor
+    """A_t (T, E, 77, 77)."""
+    own_mix: Tensor
+    """b_t (T, E, 77)."""
+    inject_self: tuple[int, int]
+    """[first, past the last) step of injected self-attention."""
+    words: Tensor | None
+    """(1 + E, 77, W) indicator columns for local blend."""
+
+    @classmethod
+    def create(
+        cls,
+        alignments: Sequence[Alignment],
+        active: Tensor,
+        c: Tensor,
+        inject_self: tuple[int, int],
+        words: Tensor | None,
+    ) -> "ControlSchedule":
+        """Fold alignments, windows a_t (T, E, 77) and equalizers c (E, 77) into A_t and b_t."""
+        mapping = torch.stack([a.mapping for a in alignments])
+        own = torch.stack([a.own for a in alignments])
+        weight = c * active
+        return cls(
+            weight[:, :, None, :] * mapping, weight * own + (1.0 - active), inject_self, words
+        )
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "ControlSchedule":
+        """Return the schedule elsewhere."""
+        words = None if self.words is None else self.words.to(device, dtype)
+        return ControlSchedule(
+            self.source_mix.to(device, dtype),
+            self.own_mix.to(device, dtype),
+            self.inject_self,
+            words,
+        )
+
+    def needs_source(self, step: int) -> bool:
+        """Whether any edit still receives something of the source's attention, or its maps are
+        being summed.
+        """
+        first, last = self.inject_self
+        mixes = bool(self.source_mix[step].any()) or bool((self.own_mix[step] != 1).any())
+        return mixes or first <= step < last or self.words is not None
+
+    def control(self, step: int, rows: int) -> AttentionControl:
+        """Return one step's control for a batch of `rows`, the last of them source and edits."""
+        edits = self.source_mix.shape[1]
+        device = self.source_mix.device
+        source = rows - edits - 1
+        self_rows = torch.arange(rows, device=device)
+        if self.inject_self[0] <= step < self.inject_self[1]:
+            self_rows[source:] = source
+        return AttentionControl(
+            source_rows=torch.full((edits,), source, device=device),
+            source_mix=self.source_mix[step],
+            own_mix=self.own_mix[step],
+            self_rows=self_rows,
+            words=self.words,
+        )

@@ -1,0 +1,367 @@
+"""Words and their tokens, and the maps that replace and refine make of two prompts."""
+
+import warnings
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nti.editing.alignment import (
+    align_refine,
+    align_replace,
+    choose_mode,
+    describe,
+    has_word,
+    identity,
+    token_positions,
+    words_of,
+)
+from nti.networks.tokenizer import Tokenizer
+
+# Token counts of some words: cat, dog, tiger, silver: 1; armadillo, unicycle: 2; capybara: 3.
+VOCABULARY = ["a", "cat", "dog", "armadillo", "unicycle", "capybara", "it's", "2024", "café"]
+MARKS = ["", "", ",", "!", "...", " 🐱", " -", " ( ;"]
+ALIGNERS = pytest.mark.parametrize("align", [align_replace, align_refine])
+quick = settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+
+
+@pytest.fixture(scope="module")
+def encode():
+    return Tokenizer().encode
+
+
+@st.composite
+def pairs(draw, same_words=False):
+    """Draw two prompts of at most 74 tokens; with `same_words`, of equally many words."""
+
+    def prompt(count):
+        words = draw(st.lists(st.sampled_from(VOCABULARY), min_size=count, max_size=count))
+        marks = draw(st.lists(st.sampled_from(MARKS), min_size=count + 1, max_size=count + 1))
+        return " ".join([marks[0], *(w + m for w, m in zip(words, marks[1:], strict=True))])
+
+    first = draw(st.integers(0, 12))
+    return prompt(first), prompt(first if same_words else draw(st.integers(0, 12)))
+
+
+def entries(alignment, rows, columns):
+    """Return the part of M ahead of the pads as {(source, target): weight}."""
+    block = alignment.mapping[:rows, :columns]
+    return {(i, j): block[i, j].item() for i, j in block.nonzero().tolist()}
+
+
+def assert_pads_follow_each_other(alignment, source, target):
+    shared = 77 - max(source.end, target.end)
+    for n in range(77 - target.end):
+        column = alignment.mapping[:, target.end + n]
+        if n < shared:
+            assert column.nonzero().flatten().tolist() == [source.end + n]
+            assert column.sum() == 1
+        else:
+            assert alignment.own[target.end + n] == 1
+    for n in range(shared, 77 - source.end):
+        assert not alignment.mapping[source.end + n].any()
+
+
+# Words
+
+
+def test_words_hold_no_punctuation_and_know_their_tokens(encode):
+    words = words_of(encode('A  cat, "sitting" - on (1984) capybara\'s well-known mat...'))
+    assert [w.text for w in words] == [
+        *("a", "cat", "sitting", "on", "1984", "capybara's", "well-known", "mat")
+    ]
+    assert [w.tokens for w in words] == [
+        *((1,), (2,), (5,), (8,), (10, 11, 12, 13), (15, 16, 17, 18), (19, 20, 21), (22,))
+    ]
+
+
+def test_word_spans_point_into_the_cleaned_text(encode):
+    prompt = encode("  The  Café &amp; naïve 🐱 cat")
+    assert [prompt.text[w.start : w.end] for w in words_of(prompt)] == [
+        *("the", "café", "naïve", "cat")
+    ]
+
+
+def test_emoji_and_stray_signs_are_no_words(encode):
+    assert words_of(encode("❤️ 🐱 - ' -- ,")) == []
+
+
+def test_combining_marks_do_not_break_a_word(encode):
+    assert [w.text for w in words_of(encode("हिन्दी और"))] == ["हिन्दी", "और"]
+
+
+def test_a_quoted_word_keeps_the_token_that_its_quote_shares(encode):
+    prompt = encode("a 'dog'")  # split as a, 'd, og, '
+    assert token_positions(prompt, "dog") == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "word", "expected"),
+    [
+        pytest.param("a cat, sitting", "cat", (2,), id="before-comma"),
+        pytest.param("a cat, sitting", "sitting", (4,), id="after-comma"),
+        pytest.param("a  cat   sitting", "sitting", (3,), id="several-spaces"),
+        pytest.param("A CAT sitting", "cat", (2,), id="capitals-in-prompt"),
+        pytest.param("a cat sitting", " CaT ", (2,), id="capitals-in-word"),
+        pytest.param("a cat and a cat", "cat", (2, 5), id="every-occurrence"),
+        pytest.param("a catalog of a cat", "cat", (5,), id="not-inside-a-word"),
+        pytest.param("a bobcat cat", "cat", (3,), id="not-at-the-end-of-a-word"),
+        pytest.param("a capybara swims", "capybara", (2, 3, 4), id="split-by-bpe"),
+        pytest.param("a capybara swims", "swims", (5,), id="after-a-split-word"),
+        pytest.param("a mirror frame", "mirror  Frame", (2, 3), id="phrase"),
+        pytest.param("a mirror frame, mirror", "mirror", (2, 5), id="phrase-part"),
+        pytest.param("cat cat cat", "cat cat", (1, 2, 3), id="phrase-overlapping-itself"),
+        pytest.param("in 1984 it", "1984", (2, 3, 4, 5), id="digits"),
+        pytest.param("a caf\u0065\u0301 scene", "café", (2,), id="decomposed-accent"),
+        pytest.param("a café scene", "caf\u0065\u0301", (2,), id="decomposed-accent-in-word"),
+        pytest.param("a naïve cat", "naïve", (2, 3, 4), id="accent-split-by-bpe"),
+        pytest.param("a naïve cat", "cat", (5,), id="after-an-accent"),
+        pytest.param("a 🐱 naps", "🐱", (2,), id="emoji"),
+        pytest.param("👨‍👩‍👧 cat", "cat", (5,), id="after-an-emoji-of-many-tokens"),
+        pytest.param("a well-known cat", "well-known", (2, 3, 4), id="hyphen"),
+        pytest.param("a dog don’t", "don't", (3, 4), id="curly-apostrophe"),
+    ],
+)
+def test_tokens_are_found_by_the_characters_they_cover(encode, prompt, word, expected):
+    assert token_positions(encode(prompt), word) == expected
+    assert has_word(encode(prompt), word)
+
+
+@pytest.mark.parametrize("word", ["lion", "sit", "cat sitting", "", "  ", "og"])
+def test_a_word_that_is_not_there_is_named_with_the_words_that_are(encode, word):
+    prompt = encode("a cat, sitting dog")
+    assert not has_word(prompt, word)
+    with pytest.raises(ValueError) as error:
+        token_positions(prompt, word)
+    assert str(error.value).startswith(repr(word))
+    assert "its words: 'a', 'cat', 'sitting', 'dog'" in str(error.value)
+
+
+def test_a_word_that_was_cut_for_length_says_so(encode):
+    with pytest.warns(UserWarning):
+        prompt = encode("cat " * 75 + "tiger")
+    with pytest.raises(ValueError, match="'tiger' is not in .*cut for length: 'tiger'"):
+        token_positions(prompt, "tiger")
+
+
+# Replace
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "expected"),
+    [
+        pytest.param("a cat ran", "a dog ran", {(2, 2): 1, (3, 3): 1}, id="1-to-1"),
+        pytest.param(
+            "a cat ran", "a armadillo ran", {(2, 2): 1 / 2, (2, 3): 1 / 2, (3, 4): 1}, id="1-to-2"
+        ),
+        pytest.param(
+            "a armadillo ran", "a cat ran", {(2, 2): 1, (3, 2): 1, (4, 3): 1}, id="2-to-1"
+        ),
+        pytest.param(
+            "a armadillo ran",
+            "a capybara ran",
+            {(i, j): 1 / 3 for i in (2, 3) for j in (2, 3, 4)} | {(4, 5): 1},
+            id="2-to-3",
+        ),
+        pytest.param(
+            "a armadillo ran", "a unicycle ran", {(2, 2): 1, (3, 3): 1, (4, 4): 1}, id="2-to-2"
+        ),
+        pytest.param(
+            "a cat armadillo ran",
+            "a unicycle dog ran",
+            {(2, 2): 1 / 2, (2, 3): 1 / 2, (3, 4): 1, (4, 4): 1, (5, 5): 1},
+            id="two-swaps",
+        ),
+        pytest.param(
+            "a cat, ran", "a armadillo, ran", {(2, 2): 0.5, (2, 3): 0.5, (3, 4): 1, (4, 5): 1},
+            id="comma-in-both",
+        ),
+        pytest.param("a cat, ran", "a dog ran", {(2, 2): 1, (3, 2): 1, (4, 3): 1}, id="comma-lost"),
+        pytest.param("a cat ran", "a dog, ran", {(2, 2): 1, (3, 4): 1}, id="comma-new"),
+        pytest.param(
+            "a cat , ! ran", "a dog ; ran", {(2, 2): 1, (3, 3): 1, (4, 3): 1, (5, 4): 1},
+            id="two-marks-to-one",
+        ),
+        pytest.param("a cat ran.", "a dog ran", {(2, 2): 1, (3, 3): 1, (4, 3): 1}, id="stop-lost"),
+    ],
+)  # fmt: skip
+def test_replacement_maps_word_to_word(encode, source, target, expected):
+    source, target = encode(source), encode(target)
+    alignment = align_replace(source, target)
+    assert alignment.mode == "replace"
+    assert entries(alignment, source.end, target.end) == {(0, 0): 1, (1, 1): 1} | expected
+    assert_pads_follow_each_other(alignment, source, target)
+
+
+def test_a_leading_mark_that_is_lost_goes_to_the_beginning(encode):
+    source, target = encode('"cat'), encode("cat")
+    assert entries(align_replace(source, target), 3, 2) == {(0, 0): 1, (1, 0): 1, (2, 1): 1}
+
+
+def test_new_punctuation_keeps_its_own_attention(encode):
+    alignment = align_replace(encode("a cat ran"), encode("a dog, ran"))
+    assert alignment.own.nonzero().flatten().tolist() == [3]
+
+
+def test_replacement_refuses_another_number_of_words(encode):
+    with pytest.raises(ValueError) as error:
+        align_replace(encode("a cat, here"), encode("a big cat here"))
+    for part in ("got 3 ['a', 'cat', 'here']", "4 ['a', 'big', 'cat', 'here']", "use refine"):
+        assert part in str(error.value)
+
+
+@quick
+@given(pairs(same_words=True))
+def test_every_source_row_of_a_replacement_sums_to_one(encode, prompts):
+    source, target = map(encode, prompts)
+    mapping = align_replace(source, target).mapping
+    placed = 77 - max(0, target.end - source.end)  # later rows are pads that fall past the end
+    assert mapping.dtype == torch.float64
+    torch.testing.assert_close(mapping[:placed].sum(1), torch.ones(placed, dtype=torch.float64))
+    assert not mapping[placed:].any()
+
+
+# Refine
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "pairs", "own"),
+    [
+        pytest.param("a cat", "watercolor a cat", [(1, 2), (2, 3)], [1], id="insert-first"),
+        pytest.param("a cat", "a silver cat", [(1, 1), (2, 3)], [2], id="insert-middle"),
+        pytest.param("a cat", "a cat sitting", [(1, 1), (2, 2)], [3], id="insert-last"),
+        pytest.param("a cat", "a armadillo cat", [(1, 1), (2, 4)], [2, 3], id="insert-two-tokens"),
+        pytest.param("a big cat", "a cat", [(1, 1), (3, 2)], [], id="remove-middle"),
+        pytest.param("a cat", "cat", [(2, 1)], [], id="remove-first"),
+        pytest.param("a cat ran", "a cat", [(1, 1), (2, 2)], [], id="remove-last"),
+        pytest.param("a cat ran", "a dog ran", [(1, 1), (3, 3)], [2], id="swap"),
+        # Traced from the end, left before up before diagonal: of equal tokens the first is kept.
+        pytest.param("a a", "a", [(1, 1)], [], id="tie-of-source-tokens"),
+        pytest.param("a", "a a", [(1, 1)], [2], id="tie-of-target-tokens"),
+        pytest.param("cat dog", "dog cat", [(2, 1)], [2], id="tie-left-before-up"),
+        pytest.param("", "a cat", [], [1, 2], id="from-empty"),
+        pytest.param("a cat", "", [], [], id="to-empty"),
+    ],
+)
+def test_refinement_maps_the_shared_tokens_in_order(encode, source, target, pairs, own):
+    source, target = encode(source), encode(target)
+    alignment = align_refine(source, target)
+    assert alignment.mode == "refine"
+    expected = dict.fromkeys([(0, 0), *pairs], 1)
+    assert entries(alignment, source.end, target.end) == expected
+    assert alignment.own[: target.end].nonzero().flatten().tolist() == own
+    assert_pads_follow_each_other(alignment, source, target)
+
+
+@quick
+@given(pairs())
+def test_refinement_maps_only_equal_tokens_and_keeps_their_order(encode, prompts):
+    source, target = map(encode, prompts)
+    alignment = align_refine(source, target)
+    mapped = sorted(entries(alignment, source.end, target.end))
+    assert all(source.ids[i] == target.ids[j] for i, j in mapped)
+    rows, columns = zip(*mapped, strict=True)
+    assert len(set(rows)) == len(set(columns)) == len(mapped)
+    assert list(columns) == sorted(columns)
+
+
+# Both
+
+
+@quick
+@given(pairs())
+def test_what_keeps_its_own_attention_receives_none(encode, prompts):
+    source, target = map(encode, prompts)
+    for alignment in [align_refine(source, target)] + (
+        [align_replace(source, target)] if choose_mode(source, target) == "replace" else []
+    ):
+        received = alignment.mapping.sum(0)
+        assert set(alignment.own.tolist()) <= {0.0, 1.0}
+        assert not received[alignment.own == 1].any()
+        assert (received[alignment.own == 0] > 0).all()
+        assert_pads_follow_each_other(alignment, source, target)
+
+
+@ALIGNERS
+@quick
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=25))
+def test_equal_prompts_give_the_identity_whatever_the_text(encode, align, text):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        prompt = encode(text)
+    alignment = align(prompt, prompt)
+    assert torch.equal(alignment.mapping, torch.eye(77, dtype=torch.float64))
+    assert not alignment.own.any()
+
+
+@ALIGNERS
+@quick
+@given(prompts=pairs())
+def test_equal_prompts_give_the_identity_with_repeated_words(encode, align, prompts):
+    prompt = encode(prompts[0])
+    assert torch.equal(align(prompt, prompt).mapping, identity().mapping)
+
+
+@ALIGNERS
+def test_a_full_prompt_has_one_pad_that_receives_the_first(encode, align):
+    with pytest.warns(UserWarning):
+        full = encode("cat " * 80)
+    alignment = align(full, full)
+    assert torch.equal(alignment.mapping, torch.eye(77, dtype=torch.float64))
+
+
+@ALIGNERS
+def test_prompts_of_other_context_lengths_are_refused(encode, align):
+    with pytest.raises(ValueError, match="source 77, target 9"):
+        align(encode("a cat"), Tokenizer(context_length=9).encode("a cat"))
+
+
+def test_identity_is_for_reweighting(encode):
+    assert torch.equal(identity().mapping, torch.eye(77, dtype=torch.float64))
+    assert not identity().own.any()
+    assert identity().mode == "reweight"
+    assert identity(9).mapping.shape == (9, 9)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "mode"),
+    [
+        ("a cat, sitting", "a capybara sitting", "replace"),
+        ("a cat", "a silver cat", "refine"),
+        ("a silver cat", "a cat", "refine"),
+        ("a  cat", "A DOG!", "replace"),
+    ],
+)
+def test_the_mode_follows_from_the_number_of_words(encode, source, target, mode):
+    assert choose_mode(encode(source), encode(target)) == mode
+
+
+def test_the_description_shows_who_receives_whose_attention(encode):
+    source, target = encode("a cat, big"), encode("a armadillo big!")
+    lines = [
+        " ".join(s.split())
+        for s in describe(align_replace(source, target), source, target).splitlines()
+    ]
+    assert lines == [
+        "replace: 'a cat, big' -> 'a armadillo big!'",
+        "0 <start> <- 0 <start>",
+        "1 a <- 1 a",
+        "2 armad <- 2 cat x 0.5",
+        "3 illo <- 2 cat x 0.5 + 3 ,",
+        "4 big <- 4 big",
+        "5 ! <- own",
+        "6 <end> <- 5 <end>",
+        "70 more pads: 70 from the source, 0 own",
+    ]  # fmt: skip
+
+
+def test_the_description_names_what_is_no_longer_used(encode):
+    source, target = encode("a big cat"), encode("a cat")
+    text = describe(align_refine(source, target), source, target)
+    assert "73 more pads: 72 from the source, 1 own" in text
+    assert text.endswith("unused: 2 big")
