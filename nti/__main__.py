@@ -1,0 +1,7 @@
+"""`python -m nti` is the command line."""
+
+import sys
+
+from nti.cli import main
+
+sys.exit(main())
