@@ -1,0 +1,136 @@
+"""Stage 2: the text tower and the UNet together, on the latents of the same scenes."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from captions import training_caption
+from nti.config import ScheduleConfig, TextConfig, UNetConfig
+from nti.networks.text_encoder import TextEncoder
+from nti.networks.tokenizer import Tokenizer
+from nti.networks.unet import UNet
+from nti.networks.vae import VAE
+from nti.sampling.schedule import alpha_bars
+from optimization import Trainer
+from scene import random_scene
+from train_vae import to_image
+
+__all__ = [
+    "SCHEDULE",
+    "TEXT_CONFIG",
+    "UNET_CONFIG",
+    "Diffusion",
+    "encode_scenes",
+    "train_diffusion",
+]
+
+TEXT_CONFIG = TextConfig(vocab_size=49408, context_length=77, width=64, heads=4, layers=4)
+UNET_CONFIG = UNetConfig(
+    latent_channels=4,
+    channels=64,
+    channel_multipliers=(1, 2, 2),
+    res_blocks=1,
+    attention_levels=(0, 1, 2),
+    heads=4,
+    context_dim=64,
+    norm_groups=16,
+    self_injection_level=0,
+    word_map_level=0,
+)
+SCHEDULE = ScheduleConfig(train_steps=1000, beta_start=0.00085, beta_end=0.012)
+
+
+class Diffusion(nn.Module):
+    """What stage 2 trains: eps_theta(z_t, t, psi(P))."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = TextEncoder(TEXT_CONFIG)
+        self.unet = UNet(UNET_CONFIG)
+
+    def forward(self, latent: Tensor, timestep: Tensor, tokens: Tensor) -> Tensor:
+        """Predict the noise (B, 4, h, w) of latents at timesteps (B,) under tokens (B, 77)."""
+        eps: Tensor = self.unet(latent, timestep, self.text(tokens))[0]
+        return eps
+
+
+def encode_scenes(
+    vae: VAE, pixels: NDArray[np.uint8], path: Path, device: torch.device
+) -> tuple[Tensor, float]:
+    """Return all latents (N, 4, h, w) float32, scaled to unit deviation, and that scale; cached at
+    `path`.
+    """
+    if not path.exists():
+        means = []
+        with torch.no_grad():
+            for start in range(0, len(pixels), 64):
+                mean, _ = vae.moments(to_image(pixels[start : start + 64], device))
+                means.append(mean.cpu())
+        torch.save(torch.cat(means), path)
+    latents: Tensor = torch.load(path, weights_only=True)
+    scale = 1.0 / float(latents.std())
+    return latents * scale, scale
+
+
+def train_diffusion(
+    latents: Tensor,
+    *,
+    steps: int,
+    batch: int,
+    peak: float,
+    seed: int,
+    directory: Path,
+    device: torch.device,
+) -> Diffusion:
+    """Train from `seed` (or resume) and return the averaged networks. bfloat16 autocast, float32
+    weights.
+    """
+    torch.manual_seed(seed)
+    model = Diffusion().to(device)
+    trainer = Trainer(model, steps, peak, directory / "diffusion.pt", decay=0.9995)
+    tokenizer = Tokenizer()
+    scenes = [random_scene(i) for i in range(len(latents))]
+    alpha_bar = alpha_bars(SCHEDULE).float().to(device)
+    known: dict[str, Tensor] = {}
+    running, started = 0.0, time.monotonic()
+    while trainer.step < steps:
+        draw = np.random.default_rng([seed, 20, trainer.step])
+        index = draw.integers(0, len(latents), batch)
+        captions = [training_caption(scenes[i], draw) for i in index]
+        for caption in captions:
+            if caption not in known:
+                known[caption] = tokenizer([caption])[0]
+        tokens = torch.stack([known[c] for c in captions]).to(device)
+        timestep = torch.from_numpy(draw.integers(0, SCHEDULE.train_steps, batch)).to(device)
+        latent = latents[index].to(device)
+        eps = torch.from_numpy(draw.standard_normal(latent.shape, dtype=np.float32)).to(device)
+        a = alpha_bar[timestep][:, None, None, None]
+        noisy = a.sqrt() * latent + (1 - a).sqrt() * eps
+        with torch.autocast(device.type, torch.bfloat16, enabled=trainer.step < 0.95 * steps):
+            predicted = model(noisy, timestep, tokens)
+        loss = F.mse_loss(predicted.float(), eps)
+        trainer.update(loss)
+        running += loss.item()
+        if trainer.step % 250 == 0 or trainer.step == steps:
+            trainer.save()
+            print(
+                f"diffusion {trainer.step}/{steps} loss {running / 250:.5f}"
+                f" {time.monotonic() - started:.0f} s",
+                flush=True,
+            )
+            running = 0.0
+    averaged = Diffusion().to(device)
+    averaged.load_state_dict(trainer.average)
+    return averaged.requires_grad_(False).eval()
+
+
+def with_scale(vae: VAE, scale: float) -> VAE:
+    """Set the latent scale that stage 2 was trained at."""
+    vae.config = replace(vae.config, scale=scale)
+    return vae
