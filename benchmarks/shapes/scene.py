@@ -36,7 +36,7 @@ COLOURS: dict[str, tuple[float, float]] = {
     "orange": (22.0, 34.0),
     "yellow": (50.0, 60.0),
     "green": (105.0, 140.0),
-    "cyan": (172.0, 188.0),
+    "turquoise": (172.0, 188.0),
     "blue": (212.0, 235.0),
     "purple": (265.0, 282.0),
     "pink": (312.0, 332.0),

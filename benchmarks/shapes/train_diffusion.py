@@ -1,7 +1,6 @@
 """Stage 2: the text tower and the UNet together, on the latents of the same scenes."""
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -128,9 +127,3 @@ def train_diffusion(
     averaged = Diffusion().to(device)
     averaged.load_state_dict(trainer.average)
     return averaged.requires_grad_(False).eval()
-
-
-def with_scale(vae: VAE, scale: float) -> VAE:
-    """Set the latent scale that stage 2 was trained at."""
-    vae.config = replace(vae.config, scale=scale)
-    return vae

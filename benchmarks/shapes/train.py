@@ -1,0 +1,128 @@
+"""Train the embedded model from a seed: render, autoencoder, text tower and UNet, export.
+
+    python benchmarks/shapes/train.py --out train --checkpoint weights_loader/shapes.safetensors
+
+Every stage writes its state under `--out` and resumes from it, so an interrupted run goes on when
+it is called again. On two CPU cores it takes about two and a half hours.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from captions import VOCABULARY
+from dataset import HELD_OUT, load_pixels
+from safetensors.torch import save_file
+from scene import SIZE, random_scene, render
+from torch import Tensor, nn
+from train_diffusion import (
+    SCHEDULE,
+    TEXT_CONFIG,
+    UNET_CONFIG,
+    Diffusion,
+    encode_scenes,
+    train_diffusion,
+)
+from train_vae import VAE_CONFIG, train_vae
+
+from nti.config import ModelConfig
+from nti.model import CONFIG_KEY, rename_tables
+from nti.networks.tokenizer import Tokenizer
+from nti.networks.vae import VAE
+from nti.weights_loader.sd_v1 import PREFIXES
+
+GUIDANCE = 3.0
+"""The default guidance scale, chosen by `evaluate.py guidance` (docs/embedded-model.md)."""
+
+
+def model_config(scale: float, guidance_scale: float) -> ModelConfig:
+    """Return the configuration of the embedded model, given what training found out."""
+    return ModelConfig(
+        name="shapes",
+        image_size=SIZE,
+        guidance_scale=guidance_scale,
+        unet=UNET_CONFIG,
+        vae=VAE_CONFIG.scaled(scale),
+        text=TEXT_CONFIG,
+        schedule=SCHEDULE,
+        vocabulary=VOCABULARY,
+    )
+
+
+def export(
+    vae: VAE, diffusion: Diffusion, config: ModelConfig, card: dict[str, object], path: Path
+) -> None:
+    """Write float16 weights in the original SD v1 key layout, the configuration in the metadata.
+
+    Rows of the token table that no caption ever used are set to zero.
+    """
+    used = Tokenizer()([" ".join(VOCABULARY)]).unique()
+    table = diffusion.text.tower.token_embedding.weight
+    kept = torch.zeros_like(table)
+    kept[used] = table[used]
+    diffusion.text.tower.token_embedding.weight = nn.Parameter(kept, requires_grad=False)
+    networks = {"unet": diffusion.unet, "vae": vae, "text": diffusion.text}
+    tensors: dict[str, Tensor] = {}
+    for name, rows in rename_tables(config).items():
+        state = networks[name].state_dict()
+        for sources, target in rows:
+            parts = state[target].chunk(len(sources))
+            for source, part in zip(sources, parts, strict=True):
+                tensors[PREFIXES[name] + source] = part.half().cpu().contiguous()
+    metadata = {CONFIG_KEY: config.to_json(), "card": json.dumps(card)}
+    save_file(tensors, path, metadata=metadata)
+    print(f"wrote {path}: {path.stat().st_size / 1e6:.2f} MB")
+
+
+def main() -> None:
+    """Run all stages."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the stages' states")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="the file to write")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scenes", type=int, default=48_000)
+    parser.add_argument("--vae-steps", type=int, default=6_500)
+    parser.add_argument("--steps", type=int, default=9_000)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    device, started = torch.device(options.device), time.monotonic()
+    pixels = load_pixels(options.out / "scenes.npy", options.scenes)
+    held_out = np.stack([render(random_scene(seed)) for seed in HELD_OUT[:32]])
+    vae = train_vae(
+        pixels,
+        held_out,
+        steps=options.vae_steps,
+        batch=8,
+        peak=1.5e-3,
+        seed=options.seed,
+        directory=options.out,
+        device=device,
+    )
+    latents, scale = encode_scenes(vae, pixels, options.out / "latents.pt", device)
+    diffusion = train_diffusion(
+        latents,
+        steps=options.steps,
+        batch=32,
+        peak=1e-3,
+        seed=options.seed,
+        directory=options.out,
+        device=device,
+    )
+    card: dict[str, object] = {
+        "data": f"{options.scenes} scenes rendered by benchmarks/shapes/scene.py",
+        "command": "python benchmarks/shapes/train.py --out train --checkpoint shapes.safetensors",
+        "seed": options.seed,
+        "steps": {"vae": options.vae_steps, "diffusion": options.steps},
+        "seconds of this call": round(time.monotonic() - started),
+        "torch": torch.__version__,
+        "device": options.device,
+    }
+    export(vae, diffusion, model_config(scale, GUIDANCE), card, options.checkpoint)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""`nti demo`: sample images of the embedded model's world inverted, reconstructed and edited, on one labelled sheet."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from nti.editing.prompt_to_prompt import edit
+from nti.image import contact_sheet, load_image, to_pil
+from nti.inversion.invert import invert
+from nti.inversion.record import Inversion
+from nti.inversion.sampling import reconstruct, sample
+from nti.model import StableDiffusion
+
+__all__ = ["psnr", "run_demo", "sample_captions", "sample_image"]
+
+
+@dataclass(frozen=True)
+class DemoEdit:
+    """One edit of a sample: the new prompt, its label and what `nti.edit` is told."""
+
+    label: str
+    prompt: str
+    cross_replace: float = 0.8
+    self_replace: float = 0.5
+    blend: tuple[str, str] | None = None
+    subtract: str | None = None
+    reweight: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DemoSample:
+    """A held-out sample and its edits."""
+
+    name: str
+    edits: tuple[DemoEdit, ...]
+
+
+SAMPLES = (
+    DemoSample(
+        "purple-circle",
+        (
+            DemoEdit("colour", "a green circle on snow"),
+            DemoEdit("shape", "a purple star on snow", cross_replace=0.4, self_replace=0.2),
+            DemoEdit("added pattern", "a striped purple circle on snow"),
+            DemoEdit("background", "a purple circle on grass"),
+            DemoEdit(
+                "reweight striped x2", "a striped purple circle on snow", reweight={"striped": 2.0}
+            ),
+        ),
+    ),
+    DemoSample(
+        "circle-and-star",
+        (
+            DemoEdit("left colour", "a yellow circle and a blue star on wood"),
+            DemoEdit(
+                "left colour, local blend",
+                "a yellow circle and a blue star on wood",
+                blend=("circle", "circle"),
+                subtract="star",
+            ),
+            DemoEdit(
+                "right pattern, local blend",
+                "a red circle and a dotted blue star on wood",
+                blend=("star", "star"),
+            ),
+            DemoEdit("background", "a red circle and a blue star on sand"),
+        ),
+    ),
+)
+
+
+def _samples() -> Path:
+    return Path(str(resources.files("nti.weights_loader") / "samples"))
+
+
+def sample_captions() -> dict[str, str]:
+    """Return the caption of every sample image that comes with the package, by name."""
+    captions: dict[str, str] = json.loads((_samples() / "captions.json").read_text("utf-8"))
+    return captions
+
+
+def sample_image(name: str) -> Path:
+    """Return the path of a sample image."""
+    return _samples() / f"{name}.png"
+
+
+def psnr(image: Tensor, reference: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of images (..., H, W) in [-1, 1]."""
+    error = (image.cpu().double() - reference.cpu().double()).square().mean() / 4.0
+    return float(-10.0 * error.log10())
+
+
+def run_demo(
+    model: StableDiffusion, directory: Path, *, steps: int = 50, guidance_scale: float | None = None
+) -> None:
+    """Invert and edit the samples; write each image, the inversions and `contact_sheet.png` to `directory`.
+
+    Prints the PSNR of plain DDIM inversion, of null-text inversion, and of the autoencoder, which
+    bounds both. Raises ValueError for a model that is not the embedded one.
+    """
+    if model.config.vocabulary is None:
+        raise ValueError(
+            f"demo: got {model.config.name}, expected the embedded model, whose world the samples show:"
+            f" leave --checkpoint out, or use `nti invert` on an image of your own"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    rows: list[list[tuple[Image.Image, str]]] = []
+    for shown in SAMPLES:
+        inversion, cells = _reconstructions(model, shown.name, directory, steps, guidance_scale)
+        rows += [cells, _edits(model, shown, inversion, directory)]
+    title = f"nti demo: {model.config.name} model, {steps} steps, w = {inversion.guidance_scale:g}"
+    contact_sheet(rows, title=title).save(directory / "contact_sheet.png")
+    print(f"wrote {directory / 'contact_sheet.png'} ({time.monotonic() - started:.0f} s)")
+
+
+def _reconstructions(
+    model: StableDiffusion, name: str, directory: Path, steps: int, guidance_scale: float | None
+) -> tuple[Inversion, list[tuple[Image.Image, str]]]:
+    """Invert one sample; return the inversion and the labelled source, bound, DDIM and null-text images."""
+    caption = sample_captions()[name]
+    source = load_image(sample_image(name), model.config.image_size)
+    inversion = invert(
+        model, source, caption, steps=steps, guidance_scale=guidance_scale, progress=True
+    )
+    inversion.save(directory / f"{name}.nti.safetensors")
+    w = inversion.guidance_scale
+    images = {
+        f"source: {caption}": to_pil(source)[0],
+        "autoencoder (the bound)": to_pil(model.decode_latent(model.encode_image(source)))[0],
+        f"DDIM inversion, w = {w:g}": plain_ddim(model, inversion),
+        f"null-text inversion, w = {w:g}": reconstruct(model, inversion),
+    }
+    cells = []
+    for label, image in images.items():
+        if not label.startswith("source"):
+            decibels = psnr(load_image(image, model.config.image_size), source)
+            print(f"{name}: {label}: {decibels:.1f} dB")
+            label = f"{label}\n{decibels:.1f} dB"
+        cells.append((image, label))
+    for (image, _), kind in zip(cells, ("source", "autoencoder", "ddim", "null-text"), strict=True):
+        image.save(directory / f"{name}-{kind}.png")
+    return inversion, cells
+
+
+def plain_ddim(model: StableDiffusion, inversion: Inversion) -> Image.Image:
+    """Sample from the same z_T with psi("") at every timestep: what guidance does without null-text."""
+    latents = sample(
+        model,
+        inversion.pivot[:1].to(model.device, model.state_dtype),
+        model.encode_text([inversion.prompt]),
+        model.encode_text([""]).expand(inversion.steps, 1, -1, -1),
+        model.schedule(inversion.steps),
+        inversion.guidance_scale,
+    )
+    return to_pil(model.decode_latent(latents[-1]))[0]
+
+
+def _edits(
+    model: StableDiffusion, shown: DemoSample, inversion: Inversion, directory: Path
+) -> list[tuple[Image.Image, str]]:
+    cells = []
+    for number, wanted in enumerate(shown.edits, 1):
+        result = edit(
+            model,
+            inversion,
+            wanted.prompt,
+            cross_replace=wanted.cross_replace,
+            self_replace=wanted.self_replace,
+            blend=wanted.blend,
+            subtract=wanted.subtract,
+            reweight=dict(wanted.reweight) or None,
+        )
+        name = f"{shown.name}-edit-{number}.png"
+        result.images[0].save(directory / name)
+        print(f"{shown.name}: {wanted.label}: {wanted.prompt} -> {name}")
+        cells.append((result.images[0], f"{wanted.label}: {wanted.prompt}"))
+    return cells

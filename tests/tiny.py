@@ -1,0 +1,55 @@
+"""A tiny model of random weights in SD v1's architecture, for tests of the algorithm."""
+
+import dataclasses
+
+import torch
+
+from nti.config import SD_V1, ModelConfig, TextConfig, UNetConfig, VAEConfig
+from nti.model import StableDiffusion
+from nti.networks.text_encoder import TextEncoder
+from nti.networks.tokenizer import Tokenizer
+from nti.networks.unet import UNet
+from nti.networks.vae import VAE
+
+TINY = dataclasses.replace(
+    SD_V1,
+    name="tiny",
+    image_size=64,
+    unet=UNetConfig(
+        latent_channels=4,
+        channels=16,
+        channel_multipliers=(1, 2),
+        res_blocks=1,
+        attention_levels=(0, 1),
+        heads=2,
+        context_dim=24,
+        norm_groups=8,
+        self_injection_level=1,
+        word_map_level=0,
+    ),
+    vae=VAEConfig(
+        image_channels=3,
+        latent_channels=4,
+        channels=8,
+        channel_multipliers=(1, 1, 2, 2),
+        res_blocks=1,
+        norm_groups=4,
+        scale=0.5,
+    ),
+    text=TextConfig(vocab_size=49408, context_length=77, width=24, heads=2, layers=2),
+)
+
+
+def make_model(config: ModelConfig = TINY, dtype: torch.dtype = torch.float64) -> StableDiffusion:
+    """Random weights, the same in every run; attention differs between tokens."""
+    torch.manual_seed(0)
+    networks = UNet(config.unet), VAE(config.vae), TextEncoder(config.text)
+    for network in networks:
+        for name, parameter in network.named_parameters():
+            if "norm" not in name and "ln_" not in name:
+                fan_in = parameter[0].numel() if parameter.ndim > 1 else 100
+                torch.nn.init.normal_(parameter, std=fan_in**-0.5)
+        network.to(dtype)
+    torch.nn.init.normal_(networks[2].tower.token_embedding.weight)
+    unet, vae, text = networks
+    return StableDiffusion(config, unet, vae, text, Tokenizer())

@@ -1,0 +1,118 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import nti
+from nti.model import CONFIG_KEY, embedded_checkpoint
+from nti.weights_loader import CheckpointError, read_metadata
+
+WEIGHT = "model.diffusion_model.out.2.weight"
+
+
+def changed(path: Path, changes: dict[str, torch.Tensor | None]) -> Path:
+    """The embedded checkpoint with keys added, replaced or (None) removed."""
+    tensors = load_file(embedded_checkpoint())
+    for key, value in changes.items():
+        if value is None:
+            del tensors[key]
+        else:
+            tensors[key] = value
+    save_file(tensors, path, metadata=read_metadata(embedded_checkpoint()))
+    return path
+
+
+def test_every_parameter_is_filled_from_the_file(embedded: nti.StableDiffusion) -> None:
+    file = load_file(embedded_checkpoint())
+    for network in (embedded.unet, embedded.vae, embedded.text):
+        assert not any(p.is_meta for p in [*network.parameters(), *network.buffers()])
+    total = sum(
+        p.numel() for n in (embedded.unet, embedded.vae, embedded.text) for p in n.parameters()
+    )
+    assert total == sum(value.numel() for value in file.values())
+    assert torch.equal(embedded.unet.conv_out.weight, file[WEIGHT].float())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({WEIGHT: None}, f"missing {WEIGHT}"),
+        ({"model.diffusion_model.extra": torch.ones(1)}, "unknown key model.diffusion_model.extra"),
+        ({WEIGHT: torch.ones(4, 64, 1, 1)}, r"got shape \(4, 64, 1, 1\), expected \(4, 64, 3, 3\)"),
+        ({WEIGHT: torch.full((4, 64, 3, 3), torch.nan)}, "not finite"),
+        ({WEIGHT: torch.ones(4, 64, 3, 3, dtype=torch.int32)}, "expected floating point"),
+    ],
+    ids=["missing", "unknown", "misshapen", "not-finite", "integer"],
+)
+def test_a_wrong_key_is_named(
+    tmp_path: Path, changes: dict[str, torch.Tensor | None], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        nti.load_model(changed(tmp_path / "x.safetensors", changes), device="cpu")
+
+
+def test_up_to_ten_offenders_are_listed(tmp_path: Path) -> None:
+    extra: dict[str, torch.Tensor | None] = {
+        f"model.diffusion_model.extra{i}": torch.ones(1) for i in range(12)
+    }
+    with pytest.raises(CheckpointError) as error:
+        nti.load_model(changed(tmp_path / "x.safetensors", extra), device="cpu")
+    assert str(error.value).count("unknown key") == 10
+    assert "12 problems" in str(error.value) and "and 2 more" in str(error.value)
+
+
+def test_schedule_buffers_ema_and_position_ids_are_ignored(tmp_path: Path) -> None:
+    ignored: dict[str, torch.Tensor | None] = {
+        "betas": torch.ones(3),
+        "model_ema.decay": torch.ones(1),
+        "model_ema.diffusion_modeloutput": torch.ones(1),
+        "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.ones(1, 77),
+    }
+    nti.load_model(changed(tmp_path / "x.safetensors", ignored), device="cpu")
+
+
+def test_another_autoencoder_takes_the_place_of_the_checkpoints(tmp_path: Path) -> None:
+    prefix = "first_stage_model."
+    tensors = {
+        key.removeprefix(prefix): value * 2
+        for key, value in load_file(embedded_checkpoint()).items()
+        if key.startswith(prefix)
+    }
+    save_file(tensors, tmp_path / "vae.safetensors")
+    plain = nti.load_model(device="cpu")
+    other = nti.load_model(vae=tmp_path / "vae.safetensors", device="cpu")
+    assert torch.equal(other.vae.decoder.conv_in.weight, 2 * plain.vae.decoder.conv_in.weight)
+    assert torch.equal(other.unet.conv_in.weight, plain.unet.conv_in.weight)
+
+
+def test_a_missing_file_and_a_file_of_another_kind_say_so(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such file"):
+        nti.load_model(tmp_path / "none.safetensors")
+    (tmp_path / "x.safetensors").write_bytes(b"hello, this is no checkpoint")
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
+        nti.load_model(tmp_path / "x.safetensors")
+
+
+def test_an_unknown_backend_is_refused() -> None:
+    with pytest.raises(ValueError, match="backend: got 'xformers'"):
+        nti.load_model(backend="xformers")
+
+
+def test_the_embedded_checkpoint_is_small_and_states_its_provenance() -> None:
+    assert embedded_checkpoint().stat().st_size <= 24_000_000
+    metadata = read_metadata(embedded_checkpoint())
+    assert CONFIG_KEY in metadata and "seed" in metadata["card"]
+
+
+def test_token_rows_that_were_never_trained_are_zero(embedded: nti.StableDiffusion) -> None:
+    table = embedded.text.tower.token_embedding.weight
+    known = embedded.tokenizer(["a striped red circle on snow"]).unique()
+    assert table[known].abs().sum(dim=1).min() > 0
+    unknown = embedded.tokenizer(["photograph"])[0, 1]
+    assert table[unknown].abs().max() == 0
+
+
+def test_a_prompt_word_outside_the_world_is_warned_of(embedded: nti.StableDiffusion) -> None:
+    with pytest.warns(UserWarning, match="never trained on 'photograph'"):
+        embedded.encode_text(["a photograph of a red circle"][:1])
