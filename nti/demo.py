@@ -1,4 +1,4 @@
-"""`nti demo`: sample images of the embedded model's world inverted, reconstructed and edited, on one labelled sheet."""
+"""`nti demo`: sample images inverted, reconstructed and edited, on one labelled sheet."""
 
 import json
 import time
@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -100,15 +99,15 @@ def psnr(image: Tensor, reference: Tensor) -> float:
 def run_demo(
     model: StableDiffusion, directory: Path, *, steps: int = 50, guidance_scale: float | None = None
 ) -> None:
-    """Invert and edit the samples; write each image, the inversions and `contact_sheet.png` to `directory`.
+    """Invert and edit the samples; write images, inversions and `contact_sheet.png`.
 
     Prints the PSNR of plain DDIM inversion, of null-text inversion, and of the autoencoder, which
     bounds both. Raises ValueError for a model that is not the embedded one.
     """
     if model.config.vocabulary is None:
         raise ValueError(
-            f"demo: got {model.config.name}, expected the embedded model, whose world the samples show:"
-            f" leave --checkpoint out, or use `nti invert` on an image of your own"
+            f"demo: got {model.config.name}, expected the embedded model, whose world the"
+            f" samples show: leave --checkpoint out, or use `nti invert` on an image of your own"
         )
     directory.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -124,7 +123,7 @@ def run_demo(
 def _reconstructions(
     model: StableDiffusion, name: str, directory: Path, steps: int, guidance_scale: float | None
 ) -> tuple[Inversion, list[tuple[Image.Image, str]]]:
-    """Invert one sample; return the inversion and the labelled source, bound, DDIM and null-text images."""
+    """Invert one sample; return it with labelled source, bound, DDIM and null-text images."""
     caption = sample_captions()[name]
     source = load_image(sample_image(name), model.config.image_size)
     inversion = invert(
@@ -151,7 +150,7 @@ def _reconstructions(
 
 
 def plain_ddim(model: StableDiffusion, inversion: Inversion) -> Image.Image:
-    """Sample from the same z_T with psi("") at every timestep: what guidance does without null-text."""
+    """Sample from the same z_T with psi("") at every timestep: guidance without null-text."""
     latents = sample(
         model,
         inversion.pivot[:1].to(model.device, model.state_dtype),

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tiny import make_model
 
 from nti import Inversion, StableDiffusion, invert, load_model
+from tiny import make_model
 
 PROMPT = "a cat sitting next to a mirror"
 

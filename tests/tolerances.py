@@ -1,4 +1,4 @@
-"""The one table of tolerances: relative error ||a - b|| / ||b|| that a dtype's arithmetic leaves."""
+"""The one table of tolerances: ||a - b|| / ||b|| that a dtype's arithmetic leaves."""
 
 import torch
 from torch import Tensor

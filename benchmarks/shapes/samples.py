@@ -1,6 +1,6 @@
 """Write the sample images that come with the package: held-out scenes, and their captions.
 
-    python benchmarks/shapes/samples.py weights_loader/samples
+python benchmarks/shapes/samples.py weights_loader/samples
 """
 
 import json
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from PIL import Image
+
 from scene import random_scene, render
 
 SAMPLES = {

@@ -13,11 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from nti.weights_loader.sd_v1 import PREFIXES
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
 from captions import VOCABULARY
 from dataset import HELD_OUT, load_pixels
-from safetensors.torch import save_file
+from nti.config import ModelConfig
+from nti.model import CONFIG_KEY, rename_tables
+from nti.networks.tokenizer import Tokenizer
+from nti.networks.vae import VAE
 from scene import SIZE, random_scene, render
-from torch import Tensor, nn
 from train_diffusion import (
     SCHEDULE,
     TEXT_CONFIG,
@@ -27,12 +33,6 @@ from train_diffusion import (
     train_diffusion,
 )
 from train_vae import VAE_CONFIG, train_vae
-
-from nti.config import ModelConfig
-from nti.model import CONFIG_KEY, rename_tables
-from nti.networks.tokenizer import Tokenizer
-from nti.networks.vae import VAE
-from nti.weights_loader.sd_v1 import PREFIXES
 
 GUIDANCE = 3.0
 """The default guidance scale, chosen by `evaluate.py guidance` (docs/embedded-model.md)."""

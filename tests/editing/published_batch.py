@@ -15,6 +15,7 @@ from nti.editing.alignment import Alignment
 from nti.networks.attention import CrossAttention, SelfAttention
 from nti.networks.control import AttentionControl
 
+
 def published_edit(
     monkeypatch: pytest.MonkeyPatch,
     model: StableDiffusion,
@@ -35,7 +36,8 @@ def published_edit(
     def attend(
         layer: SelfAttention | CrossAttention, x: Tensor, context: Tensor, cross: bool
     ) -> Tensor:
-        q, k, v = (layer.split(t) for t in (layer.to_q(x), layer.to_k(context), layer.to_v(context)))
+        q = layer.split(layer.to_q(x))
+        k, v = layer.split(layer.to_k(context)), layer.split(layer.to_v(context))
         maps = (q @ k.mT / q.shape[-1] ** 0.5).softmax(dim=-1)
         source = maps[rows].clone()
         for i, alignment in enumerate(alignments):

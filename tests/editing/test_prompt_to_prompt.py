@@ -3,10 +3,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 from published_batch import published_edit
-from tolerances import assert_close
 
 from nti import Inversion, StableDiffusion, edit
 from nti.editing.controls import cross_windows, equalizer
+from tolerances import assert_close
 
 TIGER = "a tiger sitting next to a mirror"
 SMALL = "a small cat sitting next to a mirror"

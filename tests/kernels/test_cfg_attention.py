@@ -1,8 +1,8 @@
 import pytest
 import torch
-from tolerances import assert_close
-
 from nti.kernels.cfg_attention import cfg_attention, materialised, word_maps
+
+from tolerances import assert_close
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
 

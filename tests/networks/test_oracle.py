@@ -9,14 +9,14 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
 )
-from tiny import TINY, make_model
-from tolerances import assert_close
+from nti.weights_loader.sd_v1 import PREFIXES
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from nti.config import ModelConfig
 from nti.model import StableDiffusion, rename_tables
-from nti.weights_loader.sd_v1 import PREFIXES
+from tiny import TINY, make_model
+from tolerances import assert_close
 
 SD_LIKE = dataclasses.replace(
     TINY,

@@ -2,10 +2,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tolerances import assert_close
 
 from nti.config import SD_V1
 from nti.sampling.schedule import Schedule, alpha_bars, ddim_inverse_step, ddim_step
+from tolerances import assert_close
 
 
 @pytest.mark.parametrize(

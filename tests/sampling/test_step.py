@@ -1,9 +1,9 @@
 import torch
-from tolerances import assert_close, relative_error
 
 from nti import StableDiffusion
 from nti.sampling.schedule import ddim_step
 from nti.sampling.step import AdamState, guided_noise, null_text_iteration
+from tolerances import assert_close, relative_error
 
 W, RATE, INDEX = 5.0, 1e-2, 3
 

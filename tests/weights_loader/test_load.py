@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from nti.weights_loader import CheckpointError, read_metadata
 from safetensors.torch import load_file, save_file
 
 import nti
 from nti.model import CONFIG_KEY, embedded_checkpoint
-from nti.weights_loader import CheckpointError, read_metadata
 
 WEIGHT = "model.diffusion_model.out.2.weight"
 

@@ -1,0 +1,73 @@
+"""The edits that the embedded model is judged by: one of each kind for every held-out scene."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from measure import Pixels, read_background, read_colour, read_pattern, read_shape
+from scene import BACKGROUNDS, COLOURS, PATTERNS, SHAPES, Scene
+
+__all__ = ["KINDS", "EditCase", "cases"]
+
+KINDS = ("colour", "shape", "pattern", "background")
+
+WINDOWS: dict[str, dict[str, float]] = {
+    "colour": {"cross_replace": 0.8, "self_replace": 0.5},
+    "shape": {"cross_replace": 0.3, "self_replace": 0.1},
+    "pattern": {"cross_replace": 0.8, "self_replace": 0.3},
+    "background": {"cross_replace": 0.8, "self_replace": 0.5},
+}
+"""A new shape needs its own layout early; colours and backgrounds take the published defaults."""
+
+
+@dataclass(frozen=True)
+class EditCase:
+    """An edit, its settings, the scene that it should lead to, and how to tell."""
+
+    kind: str
+    edited: Scene
+    settings: dict[str, Any]
+    expected: str
+    read: Callable[[Pixels], str]
+
+    @property
+    def prompt(self) -> str:
+        """The edited prompt."""
+        return self.edited.caption()
+
+
+def cases(scene: Scene) -> Iterator[EditCase]:
+    """Yield one edit of each kind, drawn from the scene's seed: of one object, or the background.
+
+    An object's edit blends where its words attend, less where the other object's do.
+    """
+    rng = np.random.default_rng([scene.seed, 30])
+    index = int(rng.integers(len(scene.objects)))
+    others = {name: {getattr(o, name) for o in scene.objects} for name in ("shape", "colour")}
+    old = scene.objects[index].pattern
+    patterns = [p for p in PATTERNS if p not in ("plain", old)]
+    choices = {
+        "colour": _draw(rng, set(COLOURS) - others["colour"]),
+        "shape": _draw(rng, set(SHAPES) - others["shape"]),
+        "pattern": str(rng.choice(patterns)),
+    }
+    readers = {"colour": read_colour, "shape": read_shape, "pattern": read_pattern}
+    for kind, word in choices.items():
+        edited = scene.with_object(index, **{kind: word})
+        settings: dict[str, Any] = dict(WINDOWS[kind])
+        settings["blend"] = (scene.objects[index].shape, edited.objects[index].shape)
+        if len(scene.objects) == 2:
+            settings["subtract"] = scene.objects[1 - index].shape
+        read = partial(readers[kind], scene=edited, index=index)
+        yield EditCase(kind, edited, settings, word, read)
+    background = _draw(rng, set(BACKGROUNDS) - {scene.background})
+    edited = scene.with_background(background)
+    read = partial(read_background, scene=edited)
+    yield EditCase("background", edited, dict(WINDOWS["background"]), background, read)
+
+
+def _draw(rng: np.random.Generator, words: set[str]) -> str:
+    return str(rng.choice(sorted(words)))

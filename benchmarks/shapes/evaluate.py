@@ -1,0 +1,244 @@
+"""Score the embedded model on held-out scenes; every figure becomes a row of a CSV file.
+
+    python benchmarks/shapes/evaluate.py reconstruction edits guidance --out benchmarks/results
+
+`reconstruction`: the autoencoder's bound, plain DDIM inversion and null-text inversion at 7.5 and
+at the model's default guidance. `edits`: whether the changed attribute is there, and how much of
+the rest is kept. `guidance`: both over the guidance scale, from which the default was chosen.
+"""
+
+import argparse
+import csv
+import platform
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from statistics import mean, median
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dataset import HELD_OUT
+from edits import EditCase, cases
+from measure import Pixels, psnr, untouched_psnr
+from nti import Inversion, StableDiffusion, edit, load_model
+from nti.inversion.ddim import ddim_invert
+from nti.inversion.null_text import optimize_null_text
+from nti.inversion.sampling import sample
+from scene import Scene, random_scene, render
+
+STEPS, INNER_STEPS = 50, 10
+BATCH = 16
+"""Scenes inverted at once."""
+PUBLISHED_GUIDANCE = 7.5
+CURVE = (1.0, 1.5, 2.0, 3.0, 5.0, 7.5)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure."""
+
+    section: str
+    scenes: int
+    guidance: float
+    name: str
+    value: float
+    unit: str
+    device: str
+    torch: str
+    commit: str
+
+
+def first_scenes(count: int) -> list[Scene]:
+    """Return held-out scenes that neither training nor its log has looked at."""
+    return [random_scene(seed) for seed in HELD_OUT[1_000 : 1_000 + count]]
+
+
+def to_tensor(pixels: Sequence[Pixels]) -> Tensor:
+    """Stack (H, W, 3) uint8 images into (B, 3, H, W) float32 in [-1, 1]."""
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+def to_pixels(images: Tensor) -> list[Pixels]:
+    """Turn (B, 3, H, W) in [-1, 1] into (H, W, 3) uint8 images."""
+    scaled = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return list(scaled.permute(0, 2, 3, 1).cpu().numpy())
+
+
+def invert_batch(
+    model: StableDiffusion, scenes: Sequence[Scene], guidance: float
+) -> tuple[list[Inversion], Tensor]:
+    """Null-text invert scenes at once; also return plain DDIM's z_0 at that guidance."""
+    schedule = model.schedule(STEPS)
+    cond = model.encode_text([scene.caption() for scene in scenes])
+    null = model.encode_text([""]).expand(len(scenes), -1, -1).contiguous()
+    latent = model.encode_image(to_tensor([render(scene) for scene in scenes]))
+    pivot = ddim_invert(model, latent, cond, schedule)
+    plain = sample(model, pivot[0], cond, null.expand(STEPS, -1, -1, -1), schedule, guidance)
+    result = optimize_null_text(
+        model, pivot, cond, null, schedule, guidance_scale=guidance, inner_steps=INNER_STEPS
+    )
+    inversions = [
+        Inversion(
+            prompt=scene.caption(),
+            method="null-text",
+            guidance_scale=guidance,
+            model_name=model.config.name,
+            uncond=result.uncond[:, i],
+            pivot=pivot[:, i],
+            latents=result.latents[:, i],
+            losses=result.losses[:, i],
+        )
+        for i, scene in enumerate(scenes)
+    ]
+    return inversions, plain[-1]
+
+
+@dataclass
+class Inverted:
+    """Held-out scenes inverted at one guidance, with the PSNR of each way to come back."""
+
+    scenes: list[Scene]
+    inversions: list[Inversion]
+    scores: dict[str, list[float]]
+
+
+def invert_all(model: StableDiffusion, scenes: list[Scene], guidance: float) -> Inverted:
+    """Invert in batches; the null-text score samples again from z_T with the saved embeddings."""
+    found = Inverted(scenes, [], {"autoencoder": [], "ddim": [], "null-text": []})
+    for start in range(0, len(scenes), BATCH):
+        some = scenes[start : start + BATCH]
+        inversions, plain = invert_batch(model, some, guidance)
+        again = sample(
+            model,
+            torch.stack([x.pivot[0] for x in inversions]),
+            model.encode_text([x.prompt for x in inversions]),
+            torch.stack([x.uncond for x in inversions], dim=1),
+            model.schedule(STEPS),
+            guidance,
+        )[-1]
+        truth = [render(scene) for scene in some]
+        bound = model.encode_image(to_tensor(truth))
+        for name, latents in (("autoencoder", bound), ("ddim", plain), ("null-text", again)):
+            images = to_pixels(model.decode_latent(latents))
+            found.scores[name] += [psnr(a, b) for a, b in zip(images, truth, strict=True)]
+        found.inversions += inversions
+        print(f"w {guidance:g}: {len(found.inversions)} of {len(scenes)} inverted", flush=True)
+    return found
+
+
+@dataclass(frozen=True)
+class EditScore:
+    """What one edit came to."""
+
+    kind: str
+    correct: bool
+    untouched: float
+    whole: float
+
+
+def score_edits(model: StableDiffusion, inverted: Inverted) -> list[EditScore]:
+    """Make every kind of edit of every scene and compare with the true edited image."""
+    scores = []
+    for scene, inversion in zip(inverted.scenes, inverted.inversions, strict=True):
+        for case in cases(scene):
+            image = np.asarray(edit(model, inversion, case.prompt, **case.settings).images[0])
+            scores.append(score_edit(case, scene, image))
+    return scores
+
+
+def score_edit(case: EditCase, scene: Scene, image: Pixels) -> EditScore:
+    """Read the changed attribute from the pixels; PSNR against the true edited image."""
+    truth = render(case.edited)
+    try:
+        untouched = untouched_psnr(image, truth, render(scene))
+    except ValueError:  # nothing is untouched
+        untouched = float("nan")
+    return EditScore(case.kind, case.read(image) == case.expected, untouched, psnr(image, truth))
+
+
+def edit_figures(scores: Sequence[EditScore]) -> Iterator[tuple[str, float, str]]:
+    """Yield (name, value, unit) over all edits and for each kind."""
+    for kind in ("all", *dict.fromkeys(s.kind for s in scores)):
+        some = [s for s in scores if kind in ("all", s.kind)]
+        kept = [s.untouched for s in some if not np.isnan(s.untouched)]
+        yield f"{kind} correct", 100.0 * mean(s.correct for s in some), "%"
+        yield f"{kind} untouched mean", mean(kept), "dB"
+        yield f"{kind} untouched median", median(kept), "dB"
+        yield f"{kind} whole mean", mean(s.whole for s in some), "dB"
+
+
+def main() -> None:
+    """Run the sections that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sections", nargs="+", choices=("reconstruction", "edits", "guidance"))
+    parser.add_argument("--scenes", type=int, default=64)
+    parser.add_argument("--curve-scenes", type=int, default=16)
+    parser.add_argument("--checkpoint", type=Path, default=None)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args()
+    model = load_model(options.checkpoint)
+    default = model.config.guidance_scale
+    started = time.monotonic()
+    if "guidance" in options.sections:
+        rows = []
+        for w in CURVE:
+            inverted = invert_all(model, first_scenes(options.curve_scenes), w)
+            rows += _reconstruction_rows("guidance", inverted, w)
+            rows += _edit_rows("guidance", score_edits(model, inverted), inverted, w)
+        _write(rows, options.out / "shapes-guidance.csv")
+    if "reconstruction" in options.sections:
+        inverted = invert_all(model, first_scenes(options.scenes), PUBLISHED_GUIDANCE)
+        rows = _reconstruction_rows("reconstruction", inverted, PUBLISHED_GUIDANCE)
+        inverted = invert_all(model, first_scenes(options.scenes), default)
+        rows += _reconstruction_rows("reconstruction", inverted, default)
+        _write(rows, options.out / "shapes-reconstruction.csv")
+    if "edits" in options.sections:
+        if "reconstruction" not in options.sections:
+            inverted = invert_all(model, first_scenes(options.scenes), default)
+        rows = _edit_rows("edits", score_edits(model, inverted), inverted, default)
+        _write(rows, options.out / "shapes-edits.csv")
+    print(f"{time.monotonic() - started:.0f} s")
+
+
+def _reconstruction_rows(section: str, inverted: Inverted, guidance: float) -> list[Row]:
+    scores = inverted.scores
+    count = len(inverted.scenes)
+    return [_row(section, count, guidance, n, mean(v), "dB") for n, v in scores.items()]
+
+
+def _edit_rows(
+    section: str, scores: Sequence[EditScore], inverted: Inverted, guidance: float
+) -> list[Row]:
+    count = len(inverted.scenes)
+    return [_row(section, count, guidance, *figure) for figure in edit_figures(scores)]
+
+
+def _row(section: str, scenes: int, guidance: float, name: str, value: float, unit: str) -> Row:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    head = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(head, capture_output=True, text=True).stdout.strip()
+    rounded = round(value, 3)
+    return Row(section, scenes, guidance, name, rounded, unit, device, torch.__version__, commit)
+
+
+def _processor() -> str:
+    return f"{torch.get_num_threads()} CPU cores {platform.machine()}"
+
+
+def _write(rows: Sequence[Row], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [f.name for f in fields(Row)])
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+    for row in rows:
+        print(f"{row.section} w {row.guidance:g}: {row.name}: {row.value:g} {row.unit}")
+    print(f"wrote {path}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
