@@ -39,6 +39,7 @@ class Trainer:
             lr=self.peak,
             betas=(0.9, 0.99),
             weight_decay=self.weight_decay,
+            fused=True,
         )
         self.average = {k: v.detach().clone() for k, v in self.module.state_dict().items()}
         self.step = 0

@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scenes", type=int, default=48_000)
     parser.add_argument("--vae-steps", type=int, default=6_500)
-    parser.add_argument("--steps", type=int, default=9_000)
+    parser.add_argument("--steps", type=int, default=5_000)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     device, started = torch.device(options.device), time.monotonic()

@@ -2,7 +2,6 @@ import math
 
 import pytest
 import torch
-from tolerances import assert_close, relative_error
 
 from nti import Inversion, StableDiffusion, invert, reconstruct
 from nti.image import load_image
@@ -16,6 +15,7 @@ from nti.inversion.null_text import (
 from nti.inversion.sampling import sample
 from nti.sampling.schedule import ddim_step
 from nti.sampling.step import guided_noise
+from tolerances import assert_close, relative_error
 
 T, W = 4, 3.0
 
@@ -124,7 +124,9 @@ def test_the_pivot_predicts_noise_at_the_target_timestep_by_default(
 ) -> None:
     last = setting.schedule.coefficients(T - 1)
     eps = model.predict_noise(setting.pivot[-2], setting.schedule.timesteps[-2], setting.cond)
-    assert_close(ddim_step(setting.pivot[-3], eps, setting.schedule.coefficients(T - 2)), setting.pivot[-2])
+    assert_close(
+        ddim_step(setting.pivot[-3], eps, setting.schedule.coefficients(T - 2)), setting.pivot[-2]
+    )
     paper = ddim_invert(
         model, setting.pivot[-1], setting.cond, setting.schedule, noise_at="current"
     )

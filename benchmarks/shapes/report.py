@@ -1,0 +1,72 @@
+"""Turn the rows of `evaluate.py` into the tables and the plot of docs/embedded-model.md.
+
+    python benchmarks/shapes/report.py benchmarks/results docs/embedded-model.md docs/guidance.png
+
+The tables stand in the page between `<!-- rows: NAME -->` and `<!-- end -->`.
+"""
+
+import csv
+import re
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+Rows = list[dict[str, str]]
+
+CURVE = ("autoencoder", "ddim", "null-text", "all correct", "all untouched median")
+
+
+def read(path: Path) -> Rows:
+    """Return a CSV file's rows."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def table(rows: Rows) -> str:
+    """Lay rows out with a line a figure and a column a guidance scale."""
+    scales = list(dict.fromkeys(row["guidance"] for row in rows))
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    values = {(r["name"], r["guidance"]): f"{float(r['value']):.1f} {r['unit']}" for r in rows}
+    head = "| | " + " | ".join(f"w = {scale}" for scale in scales) + " |"
+    lines = [head, "|---|" + "---:|" * len(scales)]
+    for name in names:
+        cells = " | ".join(values.get((name, scale), "") for scale in scales)
+        lines.append(f"| {name} | {cells} |")
+    first = rows[0]
+    source = f"{first['scenes']} held-out scenes, {first['device']}, torch {first['torch']},"
+    return "\n".join([*lines, "", f"{source} commit {first['commit']}."])
+
+
+def plot(rows: Rows, path: Path) -> None:
+    """Draw reconstruction and edits over the guidance scale."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    for name in CURVE:
+        some = [row for row in rows if row["name"] == name]
+        axis = right if name == "all correct" else left
+        x = [float(row["guidance"]) for row in some]
+        axis.plot(x, [float(row["value"]) for row in some], "o-", label=name)
+    left.set(xlabel="guidance scale w", ylabel="PSNR, dB", title="reconstruction and the rest")
+    right.set(xlabel="guidance scale w", ylabel="%", ylim=(0, 102), title="changed attribute there")
+    left.legend(fontsize=8)
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def main(results: Path, page: Path, picture: Path) -> None:
+    """Rewrite the page's tables and the plot."""
+    text = page.read_text("utf-8")
+    for name in re.findall(r"<!-- rows: (.*?) -->", text):
+        body = table(read(results / f"{name}.csv"))
+        pattern = rf"(<!-- rows: {re.escape(name)} -->\n).*?(<!-- end -->)"
+        text = re.sub(pattern, lambda m, b=body: f"{m[1]}{b}\n{m[2]}", text, flags=re.DOTALL)
+    page.write_text(text, "utf-8")
+    plot(read(results / "shapes-guidance.csv"), picture)
+
+
+if __name__ == "__main__":
+    main(*(Path(argument) for argument in sys.argv[1:]))
