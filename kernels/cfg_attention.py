@@ -82,9 +82,7 @@ def word_maps(
 def materialised(
     q: Tensor, k: Tensor, source_rows: Tensor, source_mix: Tensor, own_mix: Tensor
 ) -> Tensor:
-    """Return the edited probabilities (B, heads, L, S) themselves: for looking at and for tests
-    only.
-    """
+    """Return the edited maps (B, heads, L, S) themselves: for looking at and for tests."""
     probabilities = torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1)
     first = q.shape[0] - source_rows.shape[0]
     a, b = source_mix.to(q.dtype), own_mix.to(q.dtype)

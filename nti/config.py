@@ -25,9 +25,7 @@ class UNetConfig:
     context_dim: int
     norm_groups: int
     self_injection_level: int
-    """P2P injects self-attention at this level and below (coarser); SD v1: 1, i.e. at most 32x32
-    for 512 px.
-    """
+    """P2P injects self-attention from this level on down; SD v1: 1, at 512 px 32x32."""
     word_map_level: int
     """The level whose cross-attention maps local blend reads; SD v1: 2, i.e. 16x16 for 512 px."""
 
@@ -49,9 +47,7 @@ class VAEConfig:
     """Residual blocks a level in the encoder; one more in the decoder."""
     norm_groups: int
     scale: float
-    """What the encoder's mean is multiplied by to give the latent z_0 (0.18215 for SD v1, 1/std
-    elsewhere).
-    """
+    """z_0 is the encoder's mean times this: 0.18215 for SD v1, 1/std elsewhere."""
 
     @property
     def level_channels(self) -> tuple[int, ...]:

@@ -86,9 +86,7 @@ def to_pil(image: Tensor) -> list[Image.Image]:
 
 
 def heat_image(values: Tensor, size: int, *, peak: float | None = None) -> Image.Image:
-    """Map (h, w) of values >= 0 to a `size` x `size` heat map, from black over red and yellow to
-    white at `peak`.
-    """
+    """Draw (h, w) of values >= 0 from black over red and yellow to white at `peak`."""
     scaled = (values.detach().float().cpu() / max(peak or float(values.max()), 1e-12)).clamp(0, 1)
     rgb = torch.stack([(3 * scaled - shift).clamp(0, 1) for shift in range(3)])
     return to_pil(rgb[None] * 2 - 1)[0].resize((size, size), Image.Resampling.NEAREST)
@@ -127,9 +125,7 @@ def contact_sheet(
 
 
 def _wrap(label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """Break a label at spaces so that each line is at most `width` pixels, and at its own line
-    breaks.
-    """
+    """Break a label into lines of at most `width` pixels, and at its own line breaks."""
     lines: list[str] = []
     for paragraph in label.split("\n"):
         line = ""

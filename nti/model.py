@@ -70,9 +70,7 @@ class StableDiffusion:
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
     def schedule(self, steps: int) -> Schedule:
-        """Return `steps` timesteps of the model's schedule; ValueError for a number that does not
-        fit.
-        """
+        """Return `steps` timesteps of the schedule; ValueError for a number that does not fit."""
         return Schedule.create(self.config.schedule, steps)
 
     @torch.no_grad()
@@ -138,9 +136,7 @@ class StableDiffusion:
         control: AttentionControl | None,
         capture: list[AttentionMap] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Like `predict_noise` under Prompt-to-Prompt's control; also returns the word maps (R, W,
-        h', w').
-        """
+        """Like `predict_noise` under control; also returns the word maps (R, W, h', w')."""
         t = torch.as_tensor(timestep, device=latent.device).expand(latent.shape[0])
         eps, maps = self.unet(latent.to(self.dtype), t, context.to(self.dtype), control, capture)
         return eps.to(latent.dtype), maps

@@ -19,9 +19,7 @@ def _render_seed(seed: int) -> NDArray[np.uint8]:
 
 
 def load_pixels(path: Path, count: int) -> NDArray[np.uint8]:
-    """Return the scenes of seeds 0..count-1, (count, SIZE, SIZE, 3) uint8, rendering them to `path`
-    the first time.
-    """
+    """Return scenes 0..count-1, (count, SIZE, SIZE, 3) uint8, rendered to `path` once."""
     if path.exists():
         pixels = np.load(path, mmap_mode="r")
         if pixels.shape != (count, SIZE, SIZE, 3):

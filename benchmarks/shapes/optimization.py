@@ -22,9 +22,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 300) -> floa
 
 @dataclass
 class Trainer:
-    """AdamW on a module, an exponential moving average of its weights, and a resumable state on
-    disk.
-    """
+    """AdamW, a moving average of the weights, and a state on disk to resume from."""
 
     module: nn.Module
     steps: int

@@ -82,9 +82,7 @@ class Object:
 
 @dataclass(frozen=True)
 class Scene:
-    """One or two objects (left, right) on a background; `seed` decides everything that no word
-    names.
-    """
+    """One or two objects (left, right); `seed` decides everything that no word names."""
 
     objects: tuple[Object, ...]
     background: str
@@ -117,9 +115,7 @@ def place(background: str) -> str:
 
 
 def random_scene(seed: int) -> Scene:
-    """Draw a scene: one object or two with different shapes and colours, half of the objects
-    patterned.
-    """
+    """Draw one object or two of different shapes and colours, half of them patterned."""
     rng = np.random.default_rng([seed, 1])
     count = int(rng.integers(1, 3))
     shapes = rng.choice(SHAPES, count, replace=False)
@@ -145,9 +141,7 @@ _X, _Y = _grid()
 
 @dataclass(frozen=True)
 class _Placement:
-    """Where an object is and how light: drawn from the scene's seed and the object's place alone,
-    so edits keep it.
-    """
+    """Where an object is and how light; edits keep it, as it comes from the seed alone."""
 
     x: float
     y: float
@@ -248,9 +242,7 @@ def _soft(wave: Array, edge: float) -> Array:
 
 
 def _pattern(pattern: str, p: _Placement) -> Array:
-    """Coverage of the pattern's light part in the object's frame; periods scale with the object (12
-    px and up).
-    """
+    """Coverage of the pattern's light part; periods scale with the object (12 px and up)."""
     u, v = _local(p)
     if pattern == "striped":
         return _soft(np.cos(2 * np.pi * v / 0.66), 3.0)

@@ -69,9 +69,7 @@ class Diffusion(nn.Module):
 def encode_scenes(
     vae: VAE, pixels: NDArray[np.uint8], path: Path, device: torch.device
 ) -> tuple[Tensor, float]:
-    """Return all latents (N, 4, h, w) float32, scaled to unit deviation, and that scale; cached at
-    `path`.
-    """
+    """Return all latents (N, 4, h, w) scaled to unit deviation, and the scale; cached."""
     if not path.exists():
         means = []
         with torch.no_grad():
@@ -94,9 +92,7 @@ def train_diffusion(
     directory: Path,
     device: torch.device,
 ) -> Diffusion:
-    """Train from `seed` (or resume) and return the averaged networks. bfloat16 autocast, float32
-    weights.
-    """
+    """Train from `seed` (or resume); return the averaged networks. bfloat16 autocast."""
     torch.manual_seed(seed)
     model = Diffusion().to(device, memory_format=torch.channels_last)
     trainer = Trainer(model, steps, peak, directory / "diffusion.pt", decay=0.9995)

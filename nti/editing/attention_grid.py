@@ -18,8 +18,7 @@ CELL = 160
 def attention_grid(
     model: StableDiffusion, inversion: Inversion, *, by_word: bool = False
 ) -> Image.Image:
-    """Draw the reconstruction and the average map of each token of the prompt (a word's tokens add
-    up).
+    """Draw the image and each token's average map (a word's tokens add up).
 
     Each map is drawn to its own maximum, which its label states. ValueError for another model's
     inversion.

@@ -38,9 +38,7 @@ DEFAULT = "default_"
 
 
 def _bounds(window: Window, count: int, name: str) -> tuple[int, int]:
-    """Turn a window into [first, past the last), in steps; ValueError outside 0 <= start <= end <=
-    1.
-    """
+    """Turn a window into [first, past the last) steps; ValueError if it leaves [0, 1]."""
     start, end = window if isinstance(window, tuple) else (0.0, window)
     if not 0.0 <= start <= end <= 1.0:
         raise ValueError(
@@ -113,9 +111,7 @@ def _require_somewhere(
 
 @dataclass(frozen=True)
 class ControlSchedule:
-    """The controls of all T steps of an edit of E prompts, in a batch whose last 1 + E rows are
-    source and edits.
-    """
+    """All T steps' controls of E edits, in batches whose last 1 + E rows are source and edits."""
 
     source_mix: Tensor
     """A_t (T, E, 77, 77)."""
@@ -124,7 +120,7 @@ class ControlSchedule:
     inject_self: tuple[int, int]
     """[first, past the last) step of injected self-attention."""
     words: Tensor | None
-    """(1 + E, 77, W) indicator columns for local blend."""
+    """(1 + E, 77, W) indicator columns of words whose maps are wanted, for local blend."""
 
     @classmethod
     def create(
@@ -154,9 +150,7 @@ class ControlSchedule:
         )
 
     def needs_source(self, step: int) -> bool:
-        """Whether any edit still receives something of the source's attention, or its maps are
-        being summed.
-        """
+        """Whether an edit still receives the source's attention, or its maps are summed."""
         first, last = self.inject_self
         mixes = bool(self.source_mix[step].any()) or bool((self.own_mix[step] != 1).any())
         return mixes or first <= step < last or self.words is not None

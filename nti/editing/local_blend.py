@@ -12,7 +12,7 @@ from torch import Tensor
 from nti.editing.alignment import has_word, token_positions
 from nti.networks.tokenizer import TokenizedPrompt
 
-__all__ = ["BlendWords", "LocalBlend", "blend_mask", "word_columns"]
+__all__ = ["BlendWords", "LocalBlend", "blend_mask"]
 
 BlendWords = str | tuple[str, str]
 """Words whose regions count: (in the source's prompt, in the edited prompt), or the same in both.
@@ -24,8 +24,7 @@ START = 0.2
 
 
 def blend_mask(maps: Tensor, size: tuple[int, int], *, pool: bool) -> Tensor:
-    """Word maps summed so far (R, h', w') -> a mask (R, h, w) of bool: above 0.3 of the map's
-    maximum.
+    """Word maps summed so far (R, h', w') -> (R, h, w) bool: above 0.3 of each maximum.
 
     A map that is zero everywhere (a word weighted by 0) gives an empty mask.
     """
@@ -38,12 +37,43 @@ def blend_mask(maps: Tensor, size: tuple[int, int], *, pool: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class LocalBlend:
-    """Which edits blend and which subtract; word maps have two columns, blend and subtract."""
+    """Which of E edits blend and which subtract, and the columns in which their word maps come."""
 
+    words: Tensor
+    """(1 + E, 77, 2 E) indicator columns of source and edits; each edit has a blend and a
+    subtract column."""
     blends: Tensor
     """(E,) bool: edits without blend words change everywhere."""
     subtracts: Tensor
     """(E,) bool."""
+
+    @classmethod
+    def create(
+        cls,
+        source: TokenizedPrompt,
+        edits: Sequence[TokenizedPrompt],
+        blend: Sequence[BlendWords | None],
+        subtract: Sequence[BlendWords | None],
+    ) -> "LocalBlend | None":
+        """Look each word up in its own prompt; None where no edit has any.
+
+        ValueError for a word that is in no prompt that it was named for.
+        """
+        if not any(blend) and not any(subtract):
+            return None
+        words = torch.zeros(1 + len(edits), len(source.ids), 2 * len(edits), dtype=torch.float64)
+        for offset, settings in enumerate((blend, subtract)):
+            _require_somewhere(settings, source, edits)
+            for edit, setting in enumerate(settings):
+                if setting is not None:
+                    in_source, in_edit = _pair(setting)
+                    _mark(words[0, :, 2 * edit + offset], source, in_source)
+                    _mark(words[1 + edit, :, 2 * edit + offset], edits[edit], in_edit)
+        return cls(
+            words,
+            blends=torch.tensor([setting is not None for setting in blend]),
+            subtracts=torch.tensor([setting is not None for setting in subtract]),
+        )
 
     @staticmethod
     def starts(steps: int) -> int:
@@ -54,64 +84,59 @@ class LocalBlend:
         """Where each edit may change the image.
 
         Args:
-            maps: (1 + E, 2, h', w'), source first, summed over the steps so far.
+            maps: (1 + E, 2 E, h', w'), source first, summed over the steps so far.
             size: (h, w) of the latent.
 
         Returns:
-            (E, h, w) bool: the edit's mask united with the source's, less the subtracted (likewise
-            united).
+            (E, h, w) bool: the edit's mask united with the source's, less the subtracted, likewise.
 
         """
-        keep = blend_mask(maps[:, 0], size, pool=True)
-        drop = blend_mask(maps[:, 1], size, pool=False)
-        keep = (keep[1:] | keep[:1]) | ~self.blends[:, None, None]
-        drop = (drop[1:] | drop[:1]) & self.subtracts[:, None, None]
-        return keep & ~drop
+        edits = torch.arange(len(self.blends), device=maps.device)
+        of_source = maps[0].unflatten(0, (-1, 2))
+        of_edit = maps[1:].unflatten(1, (-1, 2))[edits, edits]
+        keep, drop = (
+            blend_mask(of_edit[:, i], size, pool=i == 0)
+            | blend_mask(of_source[:, i], size, pool=i == 0)
+            for i in range(2)
+        )
+        blends, subtracts = (
+            x.to(maps.device)[:, None, None] for x in (self.blends, self.subtracts)
+        )
+        return (keep | ~blends) & ~(drop & subtracts)
 
 
-def word_columns(
+def _require_somewhere(
+    settings: Sequence[BlendWords | None],
     source: TokenizedPrompt,
     edits: Sequence[TokenizedPrompt],
-    blend: Sequence[BlendWords | None],
-    subtract: Sequence[BlendWords | None],
-) -> tuple[Tensor, LocalBlend] | None:
-    """Return the indicator columns (1 + E, 77, 2) of blend and subtract words, or None where no
-    edit has any.
+) -> None:
+    """Raise ValueError for a word that is in none of the prompts that it was named for.
 
-    The source's row holds the union of what the edits name in the source's prompt. ValueError for a
-    word that is in none of the prompts it is looked for in, or edits that name different source
-    words.
+    A pair names the source's prompt for its first side and the edit's for its second; a single
+    setting names both prompts for every word.
     """
-    if not any(blend) and not any(subtract):
-        return None
-    columns = torch.zeros(1 + len(edits), len(source.ids), 2, dtype=torch.float64)
-    for column, (name, settings) in enumerate((("blend", blend), ("subtract", subtract))):
-        named = {_pair(words)[0] for words in settings if words is not None}
-        if len(named) > 1:
-            raise ValueError(
-                f"{name}: got different source words {sorted(named)}, expected one:"
-                f" the source has one map for all edits of a batch; run the edits apart"
-            )
-        for row, words in enumerate(settings, 1):
-            if words is not None:
-                in_source, in_edit = _pair(words)
-                found = _mark(columns[0, :, column], source, in_source)
-                found |= _mark(columns[row, :, column], edits[row - 1], in_edit)
-                if not found:
-                    token_positions(source, in_source.split(",")[0].strip())
-    return columns, LocalBlend(
-        blends=torch.tensor([words is not None for words in blend]),
-        subtracts=torch.tensor([words is not None for words in subtract]),
-    )
+    named: dict[tuple[str, str], list[TokenizedPrompt]] = {}
+    for setting, prompt in zip(settings, edits, strict=True):
+        if setting is not None:
+            sides = ("both", "both") if isinstance(setting, str) else ("source", "edit")
+            for side, words, where in zip(sides, _pair(setting), (source, prompt), strict=True):
+                for word in _split(words):
+                    named.setdefault((side, word), []).append(where)
+    for (_, word), prompts in named.items():
+        if not any(has_word(prompt, word) for prompt in prompts):
+            token_positions(prompts[-1], word)
 
 
 def _pair(words: BlendWords) -> tuple[str, str]:
     return (words, words) if isinstance(words, str) else words
 
 
-def _mark(column: Tensor, prompt: TokenizedPrompt, words: str) -> bool:
-    """Set the tokens of comma-separated words and phrases to 1; say whether any was found."""
-    found = [word.strip() for word in words.split(",") if has_word(prompt, word.strip())]
-    for word in found:
-        column[list(token_positions(prompt, word))] = 1.0
-    return bool(found)
+def _split(words: str) -> list[str]:
+    return [word.strip() for word in words.split(",")]
+
+
+def _mark(column: Tensor, prompt: TokenizedPrompt, words: str) -> None:
+    """Set the tokens of comma-separated words and phrases to 1, where the prompt has them."""
+    for word in _split(words):
+        if has_word(prompt, word):
+            column[list(token_positions(prompt, word))] = 1.0

@@ -27,7 +27,7 @@ from nti.editing.controls import (
     equalizer,
     self_window,
 )
-from nti.editing.local_blend import BlendWords, LocalBlend, word_columns
+from nti.editing.local_blend import BlendWords, LocalBlend
 from nti.image import to_pil
 from nti.inversion.record import Inversion
 from nti.inversion.sampling import check_model
@@ -54,9 +54,7 @@ class EditResult:
     source: Image.Image
     """The source as the batch had it: the inversion's reconstruction."""
     masks: Tensor | None
-    """Where local blend let each edit change the image, at every step: (steps, E, h, w) bool; None
-    without.
-    """
+    """Where local blend let each edit change, step by step: (steps, E, h, w) bool, or None."""
     alignments: tuple[Alignment, ...]
     """How each prompt was aligned with the source's; `.mode` tells what `auto` chose."""
 
@@ -120,7 +118,7 @@ def edit(
     targets = [model.tokenizer.encode(prompt) for prompt in prompts]
     modes = _each("mode", mode, count)
     alignments = tuple(_align(m, source, target) for m, target in zip(modes, targets, strict=True))
-    marked = word_columns(
+    local_blend = LocalBlend.create(
         source, targets, _each("blend", blend, count), _each("subtract", subtract, count)
     )
     schedule = ControlSchedule.create(
@@ -128,13 +126,13 @@ def edit(
         cross_windows(_each("cross_replace", cross_replace, count), targets, steps),
         equalizer(_each("reweight", reweight, count), targets),
         self_window(self_replace, steps),
-        None if marked is None else marked[0],
+        None if local_blend is None else local_blend.words,
     ).to(model.device, model.state_dtype)
     loop = _Loop(
         model,
         inversion,
         schedule,
-        None if marked is None else marked[1],
+        local_blend,
         inversion.guidance_scale if guidance_scale is None else guidance_scale,
         replay,
     )
@@ -179,9 +177,7 @@ class _Loop:
     def run(
         self, prompts: Sequence[str], start: int, progress: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the edits' latents (steps + 1, E, ...), the source's last latent (1, ...) and the
-        masks.
-        """
+        """Return the edits' latents (steps + 1, E, ...), the source's last one, the masks."""
         model, schedule = self.model, self.model.schedule(self.inversion.steps)
         visited = self.inversion.latents.to(model.device, model.state_dtype)
         cond = model.encode_text([self.inversion.prompt, *prompts])
@@ -217,8 +213,7 @@ class _Loop:
     def _noise(
         self, i: int, timestep: int, source: Tensor, edits: Tensor, cond: Tensor, uncond: Tensor
     ) -> tuple[tuple[Tensor, Tensor] | None, tuple[Tensor, Tensor], Tensor | None]:
-        """Predict (unconditional, conditional) noise of the source, if it is not replayed, and of
-        the edits.
+        """Predict (uncond, cond) noise of the source, unless it is replayed, and of the edits.
 
         The batch is [unconditional rows, conditional rows], and only the conditional half is
         controlled. A replayed source has no unconditional row, and none at all once no edit needs

@@ -13,8 +13,7 @@ __all__ = ["average_cross_attention"]
 
 @torch.no_grad()
 def average_cross_attention(model: StableDiffusion, inversion: Inversion) -> Tensor:
-    """Average the source prompt's cross-attention over steps, heads and the sites that local blend
-    reads.
+    """Average the source's cross-attention over steps, heads and local blend's sites.
 
     Args:
         model: the model that the inversion was made with.

@@ -22,8 +22,7 @@ def ddim_invert(
     noise_at: str = "target",
     progress: bool = False,
 ) -> Tensor:
-    """z*_0 -> z*_T with the conditional noise alone (null-text inversion paper, eq. 2 and section
-    3.1).
+    """z*_0 -> z*_T with the conditional noise alone (null-text paper, section 3.1).
 
     Args:
         model: the model.

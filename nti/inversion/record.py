@@ -28,9 +28,7 @@ class InversionFileError(ValueError):
 
 @dataclass(frozen=True)
 class Inversion:
-    """An inverted image. Every array is in sampling order: index 0 is z_T and the first timestep
-    (981 of 50).
-    """
+    """An inverted image; arrays in sampling order: index 0 is z_T, timestep 981 of 50 steps."""
 
     prompt: str
     """The source prompt P."""
@@ -47,9 +45,7 @@ class Inversion:
     latents: Tensor
     """z_T .. z_0, the latents that guided sampling with the embeddings visits: (T + 1, 4, h, w)."""
     losses: Tensor
-    """Each inner iteration's loss (T, N), NaN where optimization had stopped; (T, 0) without
-    optimization.
-    """
+    """Each inner iteration's loss (T, N), NaN where it had stopped; (T, 0) for other methods."""
 
     def __post_init__(self) -> None:
         steps = self.uncond.shape[0]

@@ -32,9 +32,7 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
-    """Attention among positions; an edit's row takes its source row's q and k where the control
-    says so.
-    """
+    """Attention among positions; an edit's row may take its source row's q and k."""
 
     def __init__(self, channels: int, heads: int, inject: bool) -> None:
         super().__init__(channels, channels, heads)
@@ -43,9 +41,7 @@ class SelfAttention(Attention):
     def forward(
         self, x: Tensor, control: AttentionControl | None, capture: list[Tensor] | None = None
     ) -> Tensor:
-        """X (B, L, channels) -> the same shape; `capture` receives the probabilities (B, heads, L,
-        L).
-        """
+        """(B, L, channels) -> the same; `capture` receives probabilities (B, heads, L, L)."""
         q, k, v = self.split(self.to_q(x)), self.split(self.to_k(x)), self.split(self.to_v(x))
         if self.inject and control is not None:
             q, k = q[control.self_rows], k[control.self_rows]
@@ -55,9 +51,7 @@ class SelfAttention(Attention):
 
 
 class CrossAttention(Attention):
-    """Attention of positions to the prompt's tokens, edited by the control, which may also ask for
-    word maps.
-    """
+    """Attention of positions to tokens, edited by the control, which may ask for word maps."""
 
     def __init__(self, channels: int, context_dim: int, heads: int, maps_words: bool) -> None:
         super().__init__(channels, context_dim, heads)
@@ -70,8 +64,7 @@ class CrossAttention(Attention):
         control: AttentionControl | None,
         capture: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """X (B, L, channels), context (B, 77, C) -> output like x, word maps (R, L, W) if asked for
-        here.
+        """(B, L, channels), context (B, 77, C) -> the same as x, word maps (R, L, W) or None.
 
         `capture` receives the probabilities after the edit, (B, heads, L, 77).
         """

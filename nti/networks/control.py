@@ -18,9 +18,7 @@ class AttentionControl:
     """
 
     source_rows: Tensor
-    """(E,) int64: the batch row of each edit's source, whose probabilities P_source the edit
-    receives.
-    """
+    """(E,) int64: the row of each edit's source, whose probabilities P_source it receives."""
     source_mix: Tensor
     """A (E, 77, 77): rows are source tokens, columns the edit's tokens."""
     own_mix: Tensor
@@ -36,9 +34,7 @@ class AttentionControl:
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """One site's full attention probabilities, materialised for looking at (never on the working
-    path).
-    """
+    """One site's full probabilities, for looking at (never on the working path)."""
 
     site: str
     """`down`, `middle` or `up`."""

@@ -32,9 +32,7 @@ class TextEncoder(nn.Module):
         )
 
     def restore_buffers(self, device: torch.device) -> None:
-        """Make the causal mask again, which no checkpoint holds, after construction on the meta
-        device.
-        """
+        """Make the causal mask, which no checkpoint holds, after construction on meta."""
         self.tower.attn_mask = self.tower.build_causal_mask().to(device)
 
     def forward(self, tokens: Tensor) -> Tensor:

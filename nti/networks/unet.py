@@ -81,9 +81,7 @@ class FeedForward(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Self-attention, cross-attention and feed-forward over the positions of a feature map, with a
-    residual around.
-    """
+    """Self-attention, cross-attention and feed-forward over a feature map's positions."""
 
     def __init__(self, config: UNetConfig, site: str, level: int) -> None:
         super().__init__()
@@ -202,9 +200,7 @@ class Middle(nn.Module):
 
 
 class UpLevel(nn.Module):
-    """One resolution on the way up: each residual block takes one skip connection; then double the
-    sides.
-    """
+    """One resolution on the way up: each residual block takes a skip; then double the sides."""
 
     def __init__(self, config: UNetConfig, level: int, c_in: int, skips: list[int]) -> None:
         super().__init__()
@@ -230,9 +226,7 @@ class UpLevel(nn.Module):
 
 @dataclass(frozen=True)
 class Prompt:
-    """What every transformer of one forward pass shares: the context, its control, and where maps
-    are gathered.
-    """
+    """What all transformers of a forward pass share: context, control, and where maps gather."""
 
     context: Tensor
     control: AttentionControl | None
@@ -249,9 +243,7 @@ class Prompt:
 
 
 class UNet(nn.Module):
-    """The denoiser, top to bottom: `down`, `middle`, `up`, with skip connections from every block
-    down to one up.
-    """
+    """The denoiser: `down`, `middle`, `up`, with a skip from every block down to one up."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()

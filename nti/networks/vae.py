@@ -32,9 +32,7 @@ class ResBlock(nn.Module):
 
 
 class SpatialSelfAttention(nn.Module):
-    """The one attention of the middle block: single-head, over all positions, with 1x1 convolutions
-    as projections.
-    """
+    """The middle block's attention: one head, over all positions, 1x1 convolutions."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -198,9 +196,7 @@ class VAE(nn.Module):
         self.decoder = Decoder(config)
 
     def moments(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log variance of q(z | image), unscaled, each (B, 4, H/8, W/8); image in
-        [-1, 1].
-        """
+        """Image in [-1, 1] -> unscaled mean and log variance of q(z | image), (B, 4, H/8, W/8)."""
         mean, log_variance = self.encoder(image).chunk(2, dim=1)
         return mean, log_variance.clamp(-30.0, 20.0)
 

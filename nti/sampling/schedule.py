@@ -65,25 +65,19 @@ class Schedule:
         return len(self.timesteps)
 
     def coefficients(self, index: int) -> StepCoefficients:
-        """Coefficients of the step that leaves timestep `index` (DDIM eq. 12 with sigma = 0),
-        gathered by z and eps.
-        """
+        """Return the step that leaves timestep `index` (DDIM eq. 12 with sigma = 0)."""
         start, end = self.alpha_bar[index], self.alpha_bar_next[index]
         scale = (end / start).sqrt()
         return StepCoefficients(scale, (1 - end).sqrt() - scale * (1 - start).sqrt())
 
 
 def ddim_step(latent: Tensor, eps: Tensor, coefficients: StepCoefficients) -> Tensor:
-    """z_t -> z_{t-1}: (B, 4, h, w), no clipping of the predicted z_0; the result keeps the latent's
-    dtype.
-    """
+    """z_t -> z_{t-1}, (B, 4, h, w) in the latent's dtype; the predicted z_0 is not clipped."""
     c = coefficients
     return c.latent.to(latent) * latent + c.eps.to(latent) * eps
 
 
 def ddim_inverse_step(latent: Tensor, eps: Tensor, coefficients: StepCoefficients) -> Tensor:
-    """z_{t-1} -> z_t with the same eps: undoes `ddim_step` (null-text inversion paper, eq. 2
-    reversed).
-    """
+    """z_{t-1} -> z_t with the same eps: undoes `ddim_step`."""
     c = coefficients
     return (latent - c.eps.to(latent) * eps) / c.latent.to(latent)

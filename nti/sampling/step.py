@@ -20,9 +20,7 @@ BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
 
 def guided_noise(eps_uncond: Tensor, eps_cond: Tensor, guidance_scale: float | Tensor) -> Tensor:
-    """Classifier-free guidance: eps_uncond + w (eps_cond - eps_uncond) (null-text inversion paper,
-    eq. 3).
-    """
+    """Classifier-free guidance, eps_u + w (eps_c - eps_u) (null-text paper, section 3.1)."""
     return eps_uncond + guidance_scale * (eps_cond - eps_uncond)
 
 
