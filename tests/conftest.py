@@ -6,6 +6,8 @@ import torch
 from nti import Inversion, StableDiffusion, invert, load_model
 from tiny import make_model
 
+torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it brings
+
 PROMPT = "a cat sitting next to a mirror"
 
 

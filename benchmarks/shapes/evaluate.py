@@ -1,10 +1,11 @@
 """Score the embedded model on held-out scenes; every figure becomes a row of a CSV file.
 
-    python benchmarks/shapes/evaluate.py reconstruction edits guidance --out benchmarks/results
+    python benchmarks/shapes/evaluate.py published default guidance --out benchmarks/results
 
-`reconstruction`: the autoencoder's bound, plain DDIM inversion and null-text inversion at 7.5 and
-at the model's default guidance. `edits`: whether the changed attribute is there, and how much of
-the rest is kept. `guidance`: both over the guidance scale, from which the default was chosen.
+`published`: the autoencoder's bound, plain DDIM inversion and null-text inversion at w = 7.5.
+`default`: the same at the model's own guidance, and edits: whether the changed attribute is there,
+and how much of the rest is kept. `guidance`: all of it over the guidance scale, on fewer scenes,
+from which the default was chosen.
 """
 
 import argparse
@@ -41,7 +42,6 @@ CURVE = (1.0, 1.5, 2.0, 3.0, 5.0, 7.5)
 class Row:
     """One figure."""
 
-    section: str
     scenes: int
     guidance: float
     name: str
@@ -171,58 +171,65 @@ def edit_figures(scores: Sequence[EditScore]) -> Iterator[tuple[str, float, str]
         yield f"{kind} whole mean", mean(s.whole for s in some), "dB"
 
 
+def published(model: StableDiffusion, scenes: int, curve_scenes: int) -> Iterator[Row]:
+    """Yield reconstruction at the published guidance."""
+    inverted = invert_all(model, first_scenes(scenes), PUBLISHED_GUIDANCE)
+    yield from _reconstruction_rows(inverted, PUBLISHED_GUIDANCE)
+
+
+def default(model: StableDiffusion, scenes: int, curve_scenes: int) -> Iterator[Row]:
+    """Yield reconstruction and edits at the model's own guidance."""
+    w = model.config.guidance_scale
+    inverted = invert_all(model, first_scenes(scenes), w)
+    yield from _reconstruction_rows(inverted, w)
+    yield from _edit_rows(score_edits(model, inverted), inverted, w)
+
+
+def guidance(model: StableDiffusion, scenes: int, curve_scenes: int) -> Iterator[Row]:
+    """Yield both over the guidance scale, on fewer scenes."""
+    for w in CURVE:
+        inverted = invert_all(model, first_scenes(curve_scenes), w)
+        yield from _reconstruction_rows(inverted, w)
+        yield from _edit_rows(score_edits(model, inverted), inverted, w)
+
+
+SECTIONS = {"published": published, "default": default, "guidance": guidance}
+
+
 def main() -> None:
     """Run the sections that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("sections", nargs="+", choices=("reconstruction", "edits", "guidance"))
+    parser.add_argument("sections", nargs="+", choices=SECTIONS)
     parser.add_argument("--scenes", type=int, default=64)
     parser.add_argument("--curve-scenes", type=int, default=16)
     parser.add_argument("--checkpoint", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     model = load_model(options.checkpoint)
-    default = model.config.guidance_scale
     started = time.monotonic()
-    if "guidance" in options.sections:
-        rows = []
-        for w in CURVE:
-            inverted = invert_all(model, first_scenes(options.curve_scenes), w)
-            rows += _reconstruction_rows("guidance", inverted, w)
-            rows += _edit_rows("guidance", score_edits(model, inverted), inverted, w)
-        _write(rows, options.out / "shapes-guidance.csv")
-    if "reconstruction" in options.sections:
-        inverted = invert_all(model, first_scenes(options.scenes), PUBLISHED_GUIDANCE)
-        rows = _reconstruction_rows("reconstruction", inverted, PUBLISHED_GUIDANCE)
-        inverted = invert_all(model, first_scenes(options.scenes), default)
-        rows += _reconstruction_rows("reconstruction", inverted, default)
-        _write(rows, options.out / "shapes-reconstruction.csv")
-    if "edits" in options.sections:
-        if "reconstruction" not in options.sections:
-            inverted = invert_all(model, first_scenes(options.scenes), default)
-        rows = _edit_rows("edits", score_edits(model, inverted), inverted, default)
-        _write(rows, options.out / "shapes-edits.csv")
+    for section in options.sections:
+        rows = list(SECTIONS[section](model, options.scenes, options.curve_scenes))
+        _write(rows, options.out / f"shapes-{section}.csv")
     print(f"{time.monotonic() - started:.0f} s")
 
 
-def _reconstruction_rows(section: str, inverted: Inverted, guidance: float) -> list[Row]:
+def _reconstruction_rows(inverted: Inverted, guidance: float) -> list[Row]:
     scores = inverted.scores
     count = len(inverted.scenes)
-    return [_row(section, count, guidance, n, mean(v), "dB") for n, v in scores.items()]
+    return [_row(count, guidance, n, mean(v), "dB") for n, v in scores.items()]
 
 
-def _edit_rows(
-    section: str, scores: Sequence[EditScore], inverted: Inverted, guidance: float
-) -> list[Row]:
+def _edit_rows(scores: Sequence[EditScore], inverted: Inverted, guidance: float) -> list[Row]:
     count = len(inverted.scenes)
-    return [_row(section, count, guidance, *figure) for figure in edit_figures(scores)]
+    return [_row(count, guidance, *figure) for figure in edit_figures(scores)]
 
 
-def _row(section: str, scenes: int, guidance: float, name: str, value: float, unit: str) -> Row:
+def _row(scenes: int, guidance: float, name: str, value: float, unit: str) -> Row:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     head = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(head, capture_output=True, text=True).stdout.strip()
     rounded = round(value, 3)
-    return Row(section, scenes, guidance, name, rounded, unit, device, torch.__version__, commit)
+    return Row(scenes, guidance, name, rounded, unit, device, torch.__version__, commit)
 
 
 def _processor() -> str:
@@ -236,7 +243,7 @@ def _write(rows: Sequence[Row], path: Path) -> None:
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
     for row in rows:
-        print(f"{row.section} w {row.guidance:g}: {row.name}: {row.value:g} {row.unit}")
+        print(f"w {row.guidance:g}: {row.name}: {row.value:g} {row.unit}")
     print(f"wrote {path}", flush=True)
 
 
