@@ -60,7 +60,7 @@ def word_maps(
         own_mix: b (E, S).
 
     Returns:
-        (R, L, W) in q's dtype.
+        (R, L, W), float64 for float64 inputs, float32 for all others: the caller sums them up.
 
     """
     heads, size = q.shape[1], q.shape[-1]
@@ -75,7 +75,8 @@ def word_maps(
         columns = columns[:, None].expand(-1, heads, -1, -1)
         nothing = columns.new_zeros(first, *columns.shape[1:])
         mixed = cfg_attention(q, k, torch.cat([nothing, columns]), source_rows, source_mix, own_mix)
-        maps.append(mixed[first:].mean(dim=1))
+        exact = torch.promote_types(q.dtype, torch.float32)
+        maps.append(mixed[first:].to(exact).mean(dim=1))
     return torch.cat(maps, dim=-1)[..., :width]
 
 

@@ -10,7 +10,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
+
+from nti import __version__
 
 if TYPE_CHECKING:
     from nti.editing.controls import CrossWindow, Window
@@ -19,18 +21,32 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0, or 2 after printing one line that says what is wrong."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    warnings.showwarning = _print_warning
-    try:
-        options.run(options)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"nti: error: {'; '.join(str(error).split(chr(10)))}", file=sys.stderr)
-        return 2
+    with warnings.catch_warnings():
+        warnings.showwarning = _print_warning
+        try:
+            options.run(options)
+        except (ValueError, OSError, RuntimeError) as error:
+            print(f"nti: error: {'; '.join(str(error).split(chr(10)))}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("nti: interrupted", file=sys.stderr)
+            return 130
     return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong and exit with 2."""
+        self.exit(2, f"nti: error: {message} (see `{self.prog} --help`)\n")
 
 
 def _print_warning(
@@ -41,10 +57,11 @@ def _print_warning(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="nti",
         description="Invert a photograph, reconstruct it, edit it by changing its caption's words.",
     )
+    parser.add_argument("--version", action="version", version=f"nti {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     common = _common_options()
 
@@ -95,8 +112,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _common_options() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+def _common_options() -> _Parser:
+    common = _Parser(add_help=False)
     common.add_argument(
         "--checkpoint",
         type=Path,
@@ -179,10 +196,12 @@ def _open_inversion(options: argparse.Namespace) -> "Inversion":
     return inversion
 
 
-def _writable(path: Path) -> Path:
-    """Make the output's folder before the work, so that nothing is lost after it."""
+def _writable(path: Path, *, image: bool = True) -> Path:
+    """Check the output's name and make its folder before the work, so that none of it is lost."""
     if path.is_dir():
         raise ValueError(f"--output: got the directory {path}, expected a file's name")
+    if image and path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise ValueError(f"--output: got {path}, expected a name that ends in {IMAGE_SUFFIXES[0]}")
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -191,14 +210,17 @@ def _demo(options: argparse.Namespace) -> None:
     from nti.demo import run_demo
 
     run_demo(
-        _load(options), options.output, steps=options.steps or 50, guidance_scale=options.guidance
+        _load(options),
+        options.output,
+        steps=50 if options.steps is None else options.steps,
+        guidance_scale=options.guidance,
     )
 
 
 def _invert(options: argparse.Namespace) -> None:
     from nti.inversion.invert import invert
 
-    output = _writable(options.output)
+    output = _writable(options.output, image=False)
     inversion = invert(
         _load(options),
         options.image,
@@ -220,7 +242,7 @@ def _reconstruct(options: argparse.Namespace) -> None:
     if options.guidance is not None:
         inversion = dataclasses.replace(inversion, guidance_scale=options.guidance)
     output = _writable(options.output)
-    reconstruct(_load(options), inversion).save(output)
+    reconstruct(_load(options), inversion, progress=True).save(output)
     print(f"wrote {output}")
 
 
@@ -255,7 +277,8 @@ def _attention(options: argparse.Namespace) -> None:
 
     inversion = _open_inversion(options)
     output = _writable(options.output)
-    attention_grid(_load(options), inversion, by_word=options.words).save(output)
+    grid = attention_grid(_load(options), inversion, by_word=options.words, progress=True)
+    grid.save(output)
     print(f"wrote {output}")
 
 

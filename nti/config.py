@@ -59,10 +59,6 @@ class VAEConfig:
         """Image pixels to one latent position, along a side."""
         return int(2 ** (len(self.channel_multipliers) - 1))
 
-    def scaled(self, scale: float) -> "VAEConfig":
-        """Return the configuration with another scale of the latent."""
-        return dataclasses.replace(self, scale=scale)
-
 
 @dataclass(frozen=True)
 class TextConfig:

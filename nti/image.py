@@ -37,7 +37,7 @@ def load_image(image: ImageLike, size: int) -> Tensor:
             with Image.open(path) as opened:
                 opened.load()
                 image = opened
-        except (UnidentifiedImageError, OSError) as error:
+        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
             raise ValueError(f"{path}: not an image that can be read ({error})") from error
     upright = ImageOps.exif_transpose(image)
     fitted = ImageOps.fit(_to_rgb(upright), (size, size), Image.Resampling.LANCZOS)
@@ -85,9 +85,9 @@ def to_pil(image: Tensor) -> list[Image.Image]:
     ]
 
 
-def heat_image(values: Tensor, size: int, *, peak: float | None = None) -> Image.Image:
-    """Draw (h, w) of values >= 0 from black over red and yellow to white at `peak`."""
-    scaled = (values.detach().float().cpu() / max(peak or float(values.max()), 1e-12)).clamp(0, 1)
+def heat_image(values: Tensor, size: int) -> Image.Image:
+    """Draw (h, w) of values >= 0 from black over red and yellow to white at the maximum."""
+    scaled = values.detach().float().cpu() / max(float(values.max()), 1e-12)
     rgb = torch.stack([(3 * scaled - shift).clamp(0, 1) for shift in range(3)])
     return to_pil(rgb[None] * 2 - 1)[0].resize((size, size), Image.Resampling.NEAREST)
 

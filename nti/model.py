@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nti.config import SD_V1, ModelConfig
-from nti.networks.control import AttentionControl, AttentionMap
+from nti.networks.control import AttentionCapture, AttentionControl
 from nti.networks.text_encoder import TextEncoder
 from nti.networks.tokenizer import Tokenizer
 from nti.networks.unet import UNet
@@ -134,7 +134,7 @@ class StableDiffusion:
         timestep: int | Tensor,
         context: Tensor,
         control: AttentionControl | None,
-        capture: list[AttentionMap] | None = None,
+        capture: AttentionCapture | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Like `predict_noise` under control; also returns the word maps (R, W, h', w')."""
         t = torch.as_tensor(timestep, device=latent.device).expand(latent.shape[0])
@@ -150,7 +150,7 @@ class StableDiffusion:
             warnings.warn(
                 f"{self.config.name} was never trained on {', '.join(map(repr, unknown))};"
                 f" it knows: {', '.join(known)}",
-                stacklevel=3,
+                stacklevel=4,
             )
 
 
@@ -188,7 +188,7 @@ def load_model(
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend: got {backend!r}, expected one of {', '.join(BACKENDS)}")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _device(device)
     dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
     path = Path(checkpoint) if checkpoint is not None else embedded_checkpoint()
     metadata = read_metadata(path)
@@ -232,6 +232,18 @@ def rename_tables(config: ModelConfig) -> dict[str, list[tuple[tuple[str, ...], 
 def embedded_checkpoint() -> Path:
     """Where the small model that comes with the package is."""
     return Path(str(resources.files("nti.weights_loader") / "shapes.safetensors"))
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    """Choose CUDA if there is any where nothing is asked for; ValueError for what there is not."""
+    available = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    try:
+        chosen = torch.device(device or available[-1])
+    except RuntimeError:
+        chosen = torch.device("meta")
+    if chosen.type not in available:
+        raise ValueError(f"device: got {str(device)!r}, expected one of {', '.join(available)}")
+    return chosen
 
 
 def _shapes(network: nn.Module) -> Mapping[str, torch.Size]:

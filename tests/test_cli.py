@@ -43,15 +43,49 @@ def test_reconstruct_writes_the_image(saved: Path, tmp_path: Path) -> None:
     assert size_of(out) == (128, 128)
 
 
-def test_edit_takes_every_option(saved: Path, tmp_path: Path) -> None:
-    out = tmp_path / "e.png"
-    options = ["--cross", "0.6", "--cross", "green=0.2:0.9", "--self", "0.3", "--blend"]
-    options += ["circle:circle", "--subtract", "snow", "--reweight", "green=2", "--guidance", "2"]
-    prompt = ["--prompt", "a green circle on snow"]
-    assert main(["edit", str(saved), *prompt, *options, "-o", str(out)]) == 0
-    plain = tmp_path / "p.png"
-    assert main(["edit", str(saved), *prompt, "-o", str(plain)]) == 0
-    assert out.read_bytes() != plain.read_bytes()
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--mode", "refine"], {"mode": "refine"}),
+        (["--cross", "0.6"], {"cross_replace": 0.6}),
+        (["--cross", "0.2:0.6"], {"cross_replace": (0.2, 0.6)}),
+        (
+            ["--cross", "0.6", "--cross", "green=0.2:0.9"],
+            {"cross_replace": {"default_": 0.6, "green": (0.2, 0.9)}},
+        ),
+        (["--self", "0.3"], {"self_replace": 0.3}),
+        (["--blend", "circle:star"], {"blend": ("circle", "star")}),
+        (["--blend", "circle"], {"blend": "circle"}),
+        (["--subtract", "snow"], {"subtract": "snow"}),
+        (["--reweight", "a=2", "--reweight", "b=-1"], {"reweight": {"a": 2.0, "b": -1.0}}),
+        (["--no-replay"], {"replay": False}),
+        (["--guidance", "2"], {"guidance_scale": 2.0}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_each_option_of_edit_reaches_the_algorithm(
+    saved: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    expected: dict[str, object],
+) -> None:
+    import nti.editing.prompt_to_prompt as p2p
+
+    calls: list[dict[str, object]] = []
+    plain = p2p.edit
+
+    def recorded(*arguments: object, **settings: object) -> p2p.EditResult:
+        calls.append(settings)
+        return plain(*arguments, mode="replace")
+
+    monkeypatch.setattr(p2p, "edit", recorded)
+    prompt = ["--prompt", "a green circle on snow", "-o", str(tmp_path / "e.png")]
+    assert main(["edit", str(saved), *prompt, *options]) == 0
+    defaults = {"mode": "auto", "cross_replace": 0.8, "self_replace": 0.5, "replay": True}
+    absent = dict.fromkeys(("blend", "subtract", "reweight", "guidance_scale"))
+    assert calls == [{**absent, **defaults, "progress": True, **expected}]
+    assert size_of(tmp_path / "e.png") == (128, 128)
 
 
 def test_several_prompts_are_numbered(
@@ -102,6 +136,8 @@ def test_a_word_outside_the_world_is_warned_of(
         (["reconstruct", "{saved}", "--device", "warp", "-o", "{o}"], "warp"),
         (["reconstruct", "{saved}", "--checkpoint", "{image}", "-o", "{o}"], "not a safetensors"),
         (["reconstruct", "{saved}", "-o", "{folder}"], "--output: got the directory"),
+        (["reconstruct", "{saved}", "-o", "{folder}/o.xyz"], "expected a name that ends in .png"),
+        (["reconstruct", "{saved}", "--guidance", "nan", "-o", "{o}"], "guidance_scale: got nan"),
         (["edit", "{saved}", "--prompt", "a", "--mode", "m", "-o", "{o}"], "mode: got 'm'"),
         (["edit", "{saved}", "--prompt", "a", "--cross", "x", "-o", "{o}"], "--cross: got 'x'"),
         (["edit", "{saved}", "--prompt", "a", "--self", "2", "-o", "{o}"], "self_replace: got 2"),
@@ -121,19 +157,36 @@ def test_errors_are_one_line_and_exit_code_2(
         "{saved}": str(saved),
         "{image}": str(sample_image("purple-circle")),
         "{o}": str(tmp_path / "o.png"),
-        "{folder}": str(tmp_path),
     }
-    assert main([places.get(a, a) for a in arguments]) == 2
+    resolved = [places.get(a, a) for a in arguments]
+    assert main([a.replace("{folder}", str(tmp_path)) for a in resolved]) == 2
     error = [x for x in capsys.readouterr().err.splitlines() if x.startswith("nti: error: ")]
     assert len(error) == 1 and message in error[0]
     assert not (tmp_path / "o.png").exists()
 
 
-def test_a_wrong_call_exits_with_2() -> None:
-    for arguments in ([], ["nonsense"], ["invert"]):
-        with pytest.raises(SystemExit) as exit_:
-            main(arguments)
-        assert exit_.value.code == 2
+@pytest.mark.parametrize(
+    "arguments", [[], ["nonsense"], ["invert"], ["invert", "x", "--steps", "x"]]
+)
+def test_a_wrong_call_is_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("nti: error: ")
+
+
+def test_an_interrupted_run_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nti.cli._inspect", interrupt)
+    assert main(["inspect", "x"]) == 130
+    assert capsys.readouterr().err == "nti: interrupted\n"
 
 
 def test_float64_stays_float64(tmp_path: Path) -> None:

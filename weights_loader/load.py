@@ -17,10 +17,11 @@ __all__ = ["CheckpointError", "read_metadata", "read_networks"]
 SHOWN = 10
 """Offenders listed in one error."""
 
+IGNORED_OF = {"unet": (), "vae": ("loss.",), "text": ("embeddings.position_ids",)}
+"""Keys of each network (beginnings, if they end in a dot) that hold none of its weights."""
+
 IGNORED = (
-    "cond_stage_model.transformer.text_model.embeddings.position_ids",
     "model_ema.",
-    "first_stage_model.loss.",
     "betas",
     "alphas_cumprod",
     "alphas_cumprod_prev",
@@ -34,12 +35,8 @@ IGNORED = (
     "posterior_mean_coef1",
     "posterior_mean_coef2",
     "logvar",
-    "model_ema.decay",
-    "model_ema.num_updates",
 )
-"""Keys (or, with a dot at the end, beginnings of keys) of an original checkpoint that hold none of
-these weights.
-"""
+"""Keys beside the networks, likewise: schedule buffers and moving averages."""
 
 
 class CheckpointError(ValueError):
@@ -115,7 +112,7 @@ def read_networks(
     # A file that holds a whole model may be read for one of its networks.
     others = tuple(p for name, p in PREFIXES.items() if name not in tables)
     for key in sorted(unused):
-        if not _ignored(key) and (key.startswith(wanted) or not key.startswith(others)):
+        if not _ignored(key, prefixes) and (key.startswith(wanted) or not key.startswith(others)):
             problems.append(f"unknown key {key}")
     if problems:
         listed = "\n  ".join(problems[:SHOWN])
@@ -126,8 +123,9 @@ def read_networks(
     return networks
 
 
-def _ignored(key: str) -> bool:
-    return any(key.startswith(name) if name.endswith(".") else key == name for name in IGNORED)
+def _ignored(key: str, prefixes: Mapping[str, str]) -> bool:
+    names = [prefixes[network] + name for network, names in IGNORED_OF.items() for name in names]
+    return any(key.startswith(n) if n.endswith(".") else key == n for n in (*IGNORED, *names))
 
 
 def _problem(value: Tensor, expected: torch.Size) -> str | None:

@@ -3,6 +3,7 @@ to resume from.
 """
 
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,12 +41,13 @@ class Trainer:
             fused=True,
         )
         self.average = {k: v.detach().clone() for k, v in self.module.state_dict().items()}
-        self.step = 0
+        self.step, self.seconds, self._resumed = 0, 0.0, time.monotonic()
         if self.path.exists():
-            state = torch.load(self.path, weights_only=True)
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
             self.module.load_state_dict(state["module"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.average, self.step = state["average"], state["step"]
+            self.step, self.seconds = state["step"], state.get("seconds", 0.0)
+            self.average = {k: state["average"][k].to(v.device) for k, v in self.average.items()}
 
     def update(self, loss: Tensor) -> None:
         """One step of AdamW at the scheduled learning rate, then of the moving average."""
@@ -61,6 +63,10 @@ class Trainer:
             for name, value in self.module.state_dict().items():
                 self.average[name].lerp_(value, 1 - decay)
 
+    def elapsed(self) -> float:
+        """Seconds of training in all, over every call that went on from the state."""
+        return self.seconds + time.monotonic() - self._resumed
+
     def save(self) -> None:
         """Write the state to `path`, whole or not at all."""
         state = {
@@ -68,6 +74,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
             "step": self.step,
+            "seconds": self.elapsed(),
         }
         part = self.path.with_suffix(".part")
         torch.save(state, part)

@@ -37,7 +37,9 @@ def table(rows: Rows) -> str:
         cells = " | ".join(values.get((name, scale), "") for scale in scales)
         lines.append(f"| {name} | {cells} |")
     first = rows[0]
-    source = f"{first['scenes']} held-out scenes, {first['device']}, torch {first['torch']},"
+    source = (
+        f"Mean over {first['scenes']} held-out scenes, {first['device']}, torch {first['torch']},"
+    )
     return "\n".join([*lines, "", f"{source} commit {first['commit']}."])
 
 

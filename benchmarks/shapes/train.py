@@ -7,15 +7,15 @@ it is called again. On two CPU cores it takes about two and a half hours.
 """
 
 import argparse
+import dataclasses
 import json
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from nti.weights_loader.sd_v1 import PREFIXES
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from captions import VOCABULARY
 from dataset import HELD_OUT, load_pixels
@@ -34,8 +34,10 @@ from train_diffusion import (
 )
 from train_vae import VAE_CONFIG, train_vae
 
+COMMAND = "python benchmarks/shapes/train.py --out train --checkpoint shapes.safetensors"
+
 GUIDANCE = 3.0
-"""The default guidance scale, chosen by `evaluate.py guidance` (docs/embedded-model.md)."""
+"""The default guidance scale, chosen from the rows of `evaluate.py guidance`."""
 
 
 def model_config(scale: float, guidance_scale: float) -> ModelConfig:
@@ -45,7 +47,7 @@ def model_config(scale: float, guidance_scale: float) -> ModelConfig:
         image_size=SIZE,
         guidance_scale=guidance_scale,
         unet=UNET_CONFIG,
-        vae=VAE_CONFIG.scaled(scale),
+        vae=dataclasses.replace(VAE_CONFIG, scale=scale),
         text=TEXT_CONFIG,
         schedule=SCHEDULE,
         vocabulary=VOCABULARY,
@@ -63,11 +65,10 @@ def export(
     table = diffusion.text.tower.token_embedding.weight
     kept = torch.zeros_like(table)
     kept[used] = table[used]
-    diffusion.text.tower.token_embedding.weight = nn.Parameter(kept, requires_grad=False)
     networks = {"unet": diffusion.unet, "vae": vae, "text": diffusion.text}
     tensors: dict[str, Tensor] = {}
     for name, rows in rename_tables(config).items():
-        state = networks[name].state_dict()
+        state = {**networks[name].state_dict(), "tower.token_embedding.weight": kept}
         for sources, target in rows:
             parts = state[target].chunk(len(sources))
             for source, part in zip(sources, parts, strict=True):
@@ -83,16 +84,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the stages' states")
     parser.add_argument("--checkpoint", type=Path, required=True, help="the file to write")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--guidance", type=float, default=GUIDANCE, help="the model's default w")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scenes", type=int, default=48_000)
     parser.add_argument("--vae-steps", type=int, default=6_500)
     parser.add_argument("--steps", type=int, default=5_000)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    device, started = torch.device(options.device), time.monotonic()
+    device = torch.device(options.device)
     pixels = load_pixels(options.out / "scenes.npy", options.scenes)
     held_out = np.stack([render(random_scene(seed)) for seed in HELD_OUT[:32]])
-    vae = train_vae(
+    vae, vae_seconds = train_vae(
         pixels,
         held_out,
         steps=options.vae_steps,
@@ -103,7 +105,7 @@ def main() -> None:
         device=device,
     )
     latents, scale = encode_scenes(vae, pixels, options.out / "latents.pt", device)
-    diffusion = train_diffusion(
+    diffusion, seconds = train_diffusion(
         latents,
         steps=options.steps,
         batch=32,
@@ -114,14 +116,14 @@ def main() -> None:
     )
     card: dict[str, object] = {
         "data": f"{options.scenes} scenes rendered by benchmarks/shapes/scene.py",
-        "command": "python benchmarks/shapes/train.py --out train --checkpoint shapes.safetensors",
+        "command": COMMAND,
         "seed": options.seed,
         "steps": {"vae": options.vae_steps, "diffusion": options.steps},
-        "seconds of this call": round(time.monotonic() - started),
+        "seconds": {"vae": round(vae_seconds), "diffusion": round(seconds)},
         "torch": torch.__version__,
         "device": options.device,
     }
-    export(vae, diffusion, model_config(scale, GUIDANCE), card, options.checkpoint)
+    export(vae, diffusion, model_config(scale, options.guidance), card, options.checkpoint)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Stage 2: the text tower and the UNet together, on the latents of the same scenes."""
 
-import time
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -70,16 +70,29 @@ def encode_scenes(
     vae: VAE, pixels: NDArray[np.uint8], path: Path, device: torch.device
 ) -> tuple[Tensor, float]:
     """Return all latents (N, 4, h, w) scaled to unit deviation, and the scale; cached."""
-    if not path.exists():
+    fingerprint = _fingerprint(vae)
+    known = torch.load(path, weights_only=True) if path.exists() else {}
+    if known.get("vae") != fingerprint:
         means = []
         with torch.no_grad():
             for start in range(0, len(pixels), 64):
                 mean, _ = vae.moments(to_image(pixels[start : start + 64], device))
                 means.append(mean.cpu())
-        torch.save(torch.cat(means), path)
-    latents: Tensor = torch.load(path, weights_only=True)
+        known = {"vae": fingerprint, "means": torch.cat(means)}
+        part = path.with_suffix(".part")
+        torch.save(known, part)
+        part.rename(path)
+    latents: Tensor = known["means"]
     scale = 1.0 / float(latents.std())
     return latents * scale, scale
+
+
+def _fingerprint(vae: VAE) -> str:
+    """Tell one autoencoder's weights from another's, so that no stale latents are read."""
+    digest = hashlib.sha256()
+    for value in vae.state_dict().values():
+        digest.update(value.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def train_diffusion(
@@ -91,8 +104,8 @@ def train_diffusion(
     seed: int,
     directory: Path,
     device: torch.device,
-) -> Diffusion:
-    """Train from `seed` (or resume); return the averaged networks. bfloat16 autocast."""
+) -> tuple[Diffusion, float]:
+    """Train from `seed` (or resume); return the averaged networks and the seconds it took."""
     torch.manual_seed(seed)
     model = Diffusion().to(device, memory_format=torch.channels_last)
     trainer = Trainer(model, steps, peak, directory / "diffusion.pt", decay=0.9995)
@@ -100,7 +113,7 @@ def train_diffusion(
     scenes = [random_scene(i) for i in range(len(latents))]
     alpha_bar = alpha_bars(SCHEDULE).float().to(device)
     known: dict[str, Tensor] = {}
-    running, started = 0.0, time.monotonic()
+    running = 0.0
     while trainer.step < steps:
         draw = np.random.default_rng([seed, 20, trainer.step])
         index = draw.integers(0, len(latents), batch)
@@ -126,10 +139,10 @@ def train_diffusion(
             trainer.save()
             print(
                 f"diffusion {trainer.step}/{steps} loss {running / 250:.5f}"
-                f" {time.monotonic() - started:.0f} s",
+                f" {trainer.elapsed():.0f} s",
                 flush=True,
             )
             running = 0.0
     averaged = Diffusion().to(device)
     averaged.load_state_dict(trainer.average)
-    return averaged.requires_grad_(False).eval()
+    return averaged.requires_grad_(False).eval(), trainer.elapsed()

@@ -1,6 +1,5 @@
 """Stage 1: the autoencoder, on rendered scenes."""
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +33,7 @@ small errors.
 
 def to_image(pixels: NDArray[np.uint8], device: torch.device) -> Tensor:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    return torch.tensor(pixels).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
@@ -53,8 +52,8 @@ def train_vae(
     seed: int,
     directory: Path,
     device: torch.device,
-) -> VAE:
-    """Train from `seed` (or resume) and return the averaged autoencoder.
+) -> tuple[VAE, float]:
+    """Train from `seed` (or resume); return the averaged autoencoder and the seconds it took.
 
     bfloat16 autocast, but float32 over the last tenth of the steps.
     """
@@ -62,7 +61,6 @@ def train_vae(
     vae = VAE(VAE_CONFIG).to(device)
     trainer = Trainer(vae, steps, peak, directory / "vae.pt")
     test = to_image(held_out, device)
-    started = time.monotonic()
     while trainer.step < steps:
         draw = np.random.default_rng([seed, 10, trainer.step])
         image = to_image(pixels[draw.integers(0, len(pixels), batch)], device)
@@ -82,10 +80,10 @@ def train_vae(
             trainer.save()
             print(
                 f"vae {trainer.step}/{steps} loss {loss.item():.5f} held-out {score:.2f} dB"
-                f" {time.monotonic() - started:.0f} s",
+                f" {trainer.elapsed():.0f} s",
                 flush=True,
             )
-    return averaged_vae(trainer, device)
+    return averaged_vae(trainer, device), trainer.elapsed()
 
 
 def averaged_vae(trainer: Trainer, device: torch.device) -> VAE:

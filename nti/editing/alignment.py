@@ -45,7 +45,7 @@ class Word:
     """Positions counted with BOS = 0; consecutive."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Alignment:
     """How the edited prompt attends, from the source's P_s and its own P_e: P_s M + P_e diag(k)."""
 

@@ -16,14 +16,14 @@ CELL = 160
 
 
 def attention_grid(
-    model: StableDiffusion, inversion: Inversion, *, by_word: bool = False
+    model: StableDiffusion, inversion: Inversion, *, by_word: bool = False, progress: bool = False
 ) -> Image.Image:
     """Draw the image and each token's average map (a word's tokens add up).
 
     Each map is drawn to its own maximum, which its label states. ValueError for another model's
     inversion.
     """
-    maps = average_cross_attention(model, inversion)
+    maps = average_cross_attention(model, inversion, progress=progress)
     prompt = model.tokenizer.encode(inversion.prompt)
     if by_word:
         groups = [(word.text, list(word.tokens)) for word in words_of(prompt)]

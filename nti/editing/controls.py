@@ -8,6 +8,7 @@ equalizer c (reweight) and the step's per-token window a_t in {0, 1}:
     A_t = M diag(c a_t)        b_t = c a_t k + (1 - a_t)
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -39,13 +40,14 @@ DEFAULT = "default_"
 
 def _bounds(window: Window, count: int, name: str) -> tuple[int, int]:
     """Turn a window into [first, past the last) steps; ValueError if it leaves [0, 1]."""
-    start, end = window if isinstance(window, tuple) else (0.0, window)
-    if not 0.0 <= start <= end <= 1.0:
+    pair = window if isinstance(window, tuple) else (0.0, window)
+    numbers = all(isinstance(x, int | float) for x in pair)
+    if len(pair) != 2 or not numbers or not 0.0 <= pair[0] <= pair[1] <= 1.0:
         raise ValueError(
             f"{name}: got {window!r}, expected a number in [0, 1]"
             f" or (start, end) with 0 <= start <= end <= 1"
         )
-    return int(start * count), int(end * count)
+    return int(pair[0] * count), int(pair[1] * count)
 
 
 def self_window(window: Window, steps: int) -> tuple[int, int]:
@@ -86,13 +88,15 @@ def equalizer(
 ) -> Tensor:
     """Return c of every edit, (E, 77) float64: each word's factor on all its tokens, 1 elsewhere.
 
-    ValueError for a word that no edited prompt with factors has.
+    ValueError for a factor that is not finite, or a word that no edit that weighs it has.
     """
     c = torch.ones(len(prompts), len(prompts[0].ids), dtype=torch.float64)
     for word in dict.fromkeys(w for words in factors if words for w in words):
         _require_somewhere(word, factors, prompts)
     for edit, (words, prompt) in enumerate(zip(factors, prompts, strict=True)):
         for word, factor in (words or {}).items():
+            if not math.isfinite(factor):
+                raise ValueError(f"reweight[{word!r}]: got {factor}, expected a finite number")
             if has_word(prompt, word):
                 c[edit, list(token_positions(prompt, word))] = factor
     return c
@@ -109,7 +113,7 @@ def _require_somewhere(
         token_positions(named[0], word)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ControlSchedule:
     """All T steps' controls of E edits, in batches whose last 1 + E rows are source and edits."""
 

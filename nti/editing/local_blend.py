@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from nti.editing.alignment import has_word, token_positions
@@ -35,7 +36,7 @@ def blend_mask(maps: Tensor, size: tuple[int, int], *, pool: bool) -> Tensor:
     return x > THRESHOLD * x.amax(dim=(1, 2), keepdim=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LocalBlend:
     """Which of E edits blend and which subtract, and the columns in which their word maps come."""
 
@@ -92,8 +93,8 @@ class LocalBlend:
 
         """
         edits = torch.arange(len(self.blends), device=maps.device)
-        of_source = maps[0].unflatten(0, (-1, 2))
-        of_edit = maps[1:].unflatten(1, (-1, 2))[edits, edits]
+        pairs = rearrange(maps, "rows (edits pair) h w -> rows edits pair h w", pair=2)
+        of_source, of_edit = pairs[0], pairs[1 + edits, edits]
         keep, drop = (
             blend_mask(of_edit[:, i], size, pool=i == 0)
             | blend_mask(of_source[:, i], size, pool=i == 0)

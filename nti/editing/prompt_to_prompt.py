@@ -3,6 +3,8 @@ inversion.
 """
 
 import logging
+import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,18 +45,18 @@ logger = logging.getLogger(__name__)
 MODES = ("auto", "replace", "refine", "reweight")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EditResult:
     """What an edit of E prompts gives."""
 
     images: list[Image.Image]
     """The edited images."""
     latents: Tensor
-    """The edits' latents, in sampling order: (steps + 1, E, 4, h, w)."""
+    """The edits' latents, in sampling order: (steps - start + 1, E, 4, h, w)."""
     source: Image.Image
     """The source as the batch had it: the inversion's reconstruction."""
     masks: Tensor | None
-    """Where local blend let each edit change, step by step: (steps, E, h, w) bool, or None."""
+    """Where local blend let each edit change, by step: (steps - start, E, h, w) bool, or None."""
     alignments: tuple[Alignment, ...]
     """How each prompt was aligned with the source's; `.mode` tells what `auto` chose."""
 
@@ -65,12 +67,12 @@ def edit(
     inversion: Inversion,
     prompts: str | Sequence[str],
     *,
-    mode: str | Sequence[str] = "auto",
-    cross_replace: CrossWindow | Sequence[CrossWindow] = 0.8,
+    mode: str | list[str] = "auto",
+    cross_replace: CrossWindow | list[CrossWindow] = 0.8,
     self_replace: Window = 0.5,
-    blend: BlendWords | Sequence[BlendWords | None] | None = None,
-    subtract: BlendWords | Sequence[BlendWords | None] | None = None,
-    reweight: Mapping[str, float] | Sequence[Mapping[str, float] | None] | None = None,
+    blend: BlendWords | list[BlendWords | None] | None = None,
+    subtract: BlendWords | list[BlendWords | None] | None = None,
+    reweight: Mapping[str, float] | list[Mapping[str, float] | None] | None = None,
     replay: bool = True,
     guidance_scale: float | None = None,
     start: int = 0,
@@ -114,8 +116,12 @@ def edit(
         raise ValueError("prompts: got none, expected one edited prompt or more")
     if not 0 <= start < steps:
         raise ValueError(f"start: got {start}, expected 0 to {steps - 1}, a step of the inversion")
-    source = model.tokenizer.encode(inversion.prompt)
-    targets = [model.tokenizer.encode(prompt) for prompt in prompts]
+    if guidance_scale is not None and not math.isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale: got {guidance_scale}, expected a finite number")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `encode_text` says what is cut
+        source = model.tokenizer.encode(inversion.prompt)
+        targets = [model.tokenizer.encode(prompt) for prompt in prompts]
     modes = _each("mode", mode, count)
     alignments = tuple(_align(m, source, target) for m, target in zip(modes, targets, strict=True))
     local_blend = LocalBlend.create(
@@ -137,6 +143,14 @@ def edit(
         replay,
     )
     latents, source_latent, masks = loop.run(prompts, start, progress)
+    if masks is not None:
+        for prompt, mask in zip(prompts, masks.unbind(dim=1), strict=True):
+            if not mask[-1].any():
+                warnings.warn(
+                    f"local blend: the mask of {prompt!r} is empty, so the edit shows nowhere; its"
+                    f" words have no attention of their own left, or `subtract` takes it all",
+                    stacklevel=3,
+                )
     images = to_pil(model.decode_latent(torch.cat([latents[-1], source_latent])))
     return EditResult(images[:-1], latents.cpu(), images[-1], masks, alignments)
 
@@ -159,6 +173,11 @@ def _align(mode: str, source: TokenizedPrompt, target: TokenizedPrompt) -> Align
         mode = choose_mode(source, target)
         logger.info("mode: %s for %r", mode, target.text)
     if mode == "reweight":
+        if source.ids != target.ids:
+            raise ValueError(
+                f"mode: got 'reweight' for {source.text!r} and {target.text!r}, expected the same"
+                f" prompt twice; use replace or refine, which take reweight too"
+            )
         return identity(len(source.ids))
     return align_replace(source, target) if mode == "replace" else align_refine(source, target)
 
@@ -202,9 +221,7 @@ class _Loop:
                 maps = words if maps is None else maps + words
                 mask = torch.ones_like(edits[:, 0], dtype=torch.bool)
                 if i >= self.blend.starts(schedule.steps):
-                    mask = self.blend.mask(
-                        maps.to(source.dtype), (edits.shape[-2], edits.shape[-1])
-                    )
+                    mask = self.blend.mask(maps, (edits.shape[-2], edits.shape[-1]))
                     edits = torch.where(mask[:, None], edits, source)
                 masks.append(mask)
             latents.append(edits)

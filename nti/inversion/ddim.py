@@ -30,7 +30,8 @@ def ddim_invert(
         cond: the prompt's token states (B, 77, C).
         schedule: the timesteps.
         noise_at: at which timestep the noise is predicted that moves z from t - 20 to t: `target`,
-            t, as the published code does, or `current`, t - 20, as the paper writes.
+            t, as the published code does, or `current`, t - 20, as the paper writes (the first
+            move, which has no timestep before it, takes t in both).
         progress: show a bar.
 
     Returns:

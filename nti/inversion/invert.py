@@ -1,5 +1,6 @@
 """`invert`: an image and its caption to an `Inversion`."""
 
+import math
 from collections.abc import Callable
 
 from nti.image import ImageLike, load_image
@@ -54,11 +55,14 @@ def invert(
     """
     if method not in METHODS:
         raise ValueError(f"method: got {method!r}, expected one of {', '.join(METHODS)}")
-    if inner_steps < 1:
+    if method == "null-text" and inner_steps < 1:
         raise ValueError(
-            f"inner_steps: got {inner_steps}, expected 1 or more (method='ddim' optimizes nothing)"
+            f"inner_steps: got {inner_steps}, expected 1 or more;"
+            f" for none at all choose method='ddim'"
         )
     w = model.config.guidance_scale if guidance_scale is None else guidance_scale
+    if not math.isfinite(w):
+        raise ValueError(f"guidance_scale: got {w}, expected a finite number")
     schedule = model.schedule(steps)
     latent = model.encode_image(load_image(image, model.config.image_size))
     cond, null = model.encode_text([prompt]), model.encode_text([""])

@@ -69,6 +69,9 @@ def optimize_null_text(
         threshold: of (index, steps).
         progress: show a bar.
 
+    Raises:
+        ValueError: latents that are not finite, as of an overflow in half precision.
+
     """
     latents, embeddings, losses = [pivot[0]], [], []
     for i in tqdm(range(schedule.steps), "optimizing", disable=not progress):
@@ -100,6 +103,11 @@ def optimize_null_text(
                 break
         eps = guided_noise(predict(uncond), eps_cond, guidance_scale)
         latents.append(ddim_step(latent, eps, step))
+        if not latents[-1].isfinite().all():
+            raise ValueError(
+                f"null-text optimization: got values that are not finite at timestep {timestep},"
+                f" in {model.dtype}: use float32, or bfloat16, which overflows later than float16"
+            )
         embeddings.append(uncond)
         losses.append(trace)
     return NullTextResult(torch.stack(embeddings), torch.stack(latents), torch.stack(losses))

@@ -3,6 +3,7 @@ again.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ class InversionFileError(ValueError):
     """A file that is no saved inversion; the message says what was found instead."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Inversion:
     """An inverted image; arrays in sampling order: index 0 is z_T, timestep 981 of 50 steps."""
 
@@ -48,6 +49,8 @@ class Inversion:
     """Each inner iteration's loss (T, N), NaN where it had stopped; (T, 0) for other methods."""
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.guidance_scale):
+            raise ValueError(f"guidance_scale: got {self.guidance_scale}, expected a finite number")
         steps = self.uncond.shape[0]
         lengths = (len(self.pivot), len(self.latents), len(self.losses))
         if self.uncond.ndim != 3 or lengths != (steps + 1, steps + 1, steps):
@@ -94,10 +97,12 @@ class Inversion:
                         f" make it with `nti invert`"
                     )
                 tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in TENSORS}
-        except SafetensorError as error:
+            fields: dict[str, Any] = {**json.loads(metadata["inversion"]), **tensors}
+            return cls(**fields)
+        except InversionFileError:
+            raise
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise InversionFileError(f"{path}: not a saved inversion ({error})") from error
-        fields: dict[str, Any] = {**json.loads(metadata["inversion"]), **tensors}
-        return cls(**fields)
 
     def __eq__(self, other: object) -> bool:
         """Compare the words and numbers exactly and the tensors bit by bit (NaN equals NaN)."""
@@ -111,4 +116,6 @@ class Inversion:
             for n in TENSORS
         )
 
-    __hash__ = None  # type: ignore[assignment]
+    def __hash__(self) -> int:
+        """Agree with `==`, which compares these first."""
+        return hash((self.prompt, self.method, self.guidance_scale, self.model_name))

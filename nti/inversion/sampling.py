@@ -3,6 +3,7 @@
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from nti.image import to_pil
 from nti.inversion.record import Inversion
@@ -21,6 +22,8 @@ def sample(
     uncond: Tensor,
     schedule: Schedule,
     guidance_scale: float,
+    *,
+    progress: bool = False,
 ) -> Tensor:
     """z_T -> z_0 by guided DDIM steps.
 
@@ -31,15 +34,16 @@ def sample(
         uncond: the null embedding of each timestep (T, B, 77, C).
         schedule: T timesteps.
         guidance_scale: w.
+        progress: show a bar.
 
     Returns:
         The latents visited, z_T .. z_0: (T + 1, B, 4, h, w).
 
     """
     visited = [latent]
-    for i, timestep in enumerate(schedule.timesteps):
+    for i in tqdm(range(schedule.steps), "sampling", disable=not progress):
         both = torch.cat([visited[-1], visited[-1]])
-        eps = model.predict_noise(both, timestep, torch.cat([uncond[i], cond]))
+        eps = model.predict_noise(both, schedule.timesteps[i], torch.cat([uncond[i], cond]))
         eps_uncond, eps_cond = eps.chunk(2)
         guided = guided_noise(eps_uncond, eps_cond, guidance_scale)
         visited.append(ddim_step(visited[-1], guided, schedule.coefficients(i)))
@@ -57,7 +61,9 @@ def check_model(model: StableDiffusion, inversion: Inversion) -> None:
         )
 
 
-def reconstruct(model: StableDiffusion, inversion: Inversion) -> Image.Image:
+def reconstruct(
+    model: StableDiffusion, inversion: Inversion, *, progress: bool = False
+) -> Image.Image:
     """Sample again from z_T with the saved embeddings, prompt and guidance, and decode.
 
     The latents that the record keeps are not read (but z_T), so this tests the embeddings.
@@ -71,5 +77,6 @@ def reconstruct(model: StableDiffusion, inversion: Inversion) -> Image.Image:
         inversion.uncond[:, None].to(model.device, model.state_dtype),
         model.schedule(inversion.steps),
         inversion.guidance_scale,
+        progress=progress,
     )
     return to_pil(model.decode_latent(latents[-1]))[0]

@@ -1,13 +1,13 @@
 """The hook: what Prompt-to-Prompt asks of the attention in one step, as tensors alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-__all__ = ["AttentionControl", "AttentionMap"]
+__all__ = ["AttentionCapture", "AttentionControl", "AttentionMap"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AttentionControl:
     """One step's control of a batch of B rows whose last E rows are edits.
 
@@ -32,7 +32,7 @@ class AttentionControl:
     """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AttentionMap:
     """One site's full probabilities, for looking at (never on the working path)."""
 
@@ -44,3 +44,17 @@ class AttentionMap:
     """`self` or `cross`."""
     probabilities: Tensor
     """(B, heads, h, w, keys), after the control's edit."""
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionCapture:
+    """A request for full maps of some kinds and levels, and the list that receives them."""
+
+    kinds: frozenset[str] = frozenset({"self", "cross"})
+    levels: frozenset[int] | None = None
+    """None: all. At level 0 of a 512 px image one site's self-attention has 134 million entries."""
+    maps: list[AttentionMap] = field(default_factory=list)
+
+    def wants(self, kind: str, level: int) -> bool:
+        """Whether a map of this kind is asked for at this level."""
+        return kind in self.kinds and (self.levels is None or level in self.levels)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nti.config import UNetConfig
 from nti.networks.attention import CrossAttention, SelfAttention
-from nti.networks.control import AttentionControl, AttentionMap
+from nti.networks.control import AttentionCapture, AttentionControl, AttentionMap
 
 __all__ = ["UNet", "timestep_embedding"]
 
@@ -38,7 +38,7 @@ class TimeEmbedding(nn.Module):
         self.linear_2 = nn.Linear(4 * channels, 4 * channels)
 
     def forward(self, timestep: Tensor) -> Tensor:
-        # float32 whatever the weights are: what the published networks were trained on.
+        # The sinusoids are float32 whatever the weights are, as in the published networks.
         x = self.linear_1(
             timestep_embedding(timestep, self.channels).to(self.linear_1.weight.dtype)
         )
@@ -106,12 +106,12 @@ class SpatialTransformer(nn.Module):
         x: Tensor,
         context: Tensor,
         control: AttentionControl | None,
-        capture: list[AttentionMap] | None,
+        capture: AttentionCapture | None,
     ) -> tuple[Tensor, Tensor | None]:
         """X (B, c, h, w) -> the same shape, word maps (R, W, h, w) if this site gives them."""
         height, width = x.shape[-2:]
-        self_maps: list[Tensor] | None = None if capture is None else []
-        cross_maps: list[Tensor] | None = None if capture is None else []
+        self_maps = _collector(capture, "self", self.level)
+        cross_maps = _collector(capture, "cross", self.level)
         h = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
         h = h + self.self_attention(self.norm_1(h), control, self_maps)
         attended, maps = self.cross_attention(self.norm_2(h), context, control, cross_maps)
@@ -121,10 +121,15 @@ class SpatialTransformer(nn.Module):
             for kind, found in (("self", self_maps), ("cross", cross_maps)):
                 for p in found or ():
                     p = rearrange(p, "b heads (h w) s -> b heads h w s", h=height)
-                    capture.append(AttentionMap(self.site, self.level, kind, p))
+                    capture.maps.append(AttentionMap(self.site, self.level, kind, p))
         if maps is not None:
             maps = rearrange(maps, "r (h w) n -> r n h w", h=height)
         return x + self.proj_out(rearrange(h, "b (h w) c -> b c h w", w=width)), maps
+
+
+def _collector(capture: AttentionCapture | None, kind: str, level: int) -> list[Tensor] | None:
+    """Return a list to fill where maps are asked for, else None."""
+    return [] if capture is not None and capture.wants(kind, level) else None
 
 
 class Downsample(nn.Module):
@@ -169,11 +174,13 @@ class DownLevel(nn.Module):
             self.downsample = Downsample(channels)
             skips.append(channels)
 
-    def forward(self, x: Tensor, time: Tensor, skips: list[Tensor], prompt: "Prompt") -> Tensor:
+    def forward(
+        self, x: Tensor, time: Tensor, skips: list[Tensor], conditioning: "Conditioning"
+    ) -> Tensor:
         for i, res in enumerate(self.res):
             x = res(x, time)
             if self.attention:
-                x = prompt.attend(self.attention[i], x)
+                x = conditioning.attend(self.attention[i], x)
             skips.append(x)
         if self.downsample is not None:
             x = self.downsample(x)
@@ -192,9 +199,9 @@ class Middle(nn.Module):
         self.attention = SpatialTransformer(config, "middle", level)
         self.res_2 = ResBlock(channels, channels, time_dim, config.norm_groups)
 
-    def forward(self, x: Tensor, time: Tensor, prompt: "Prompt") -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, conditioning: "Conditioning") -> Tensor:
         x = self.res_1(x, time)
-        x = prompt.attend(self.attention, x)
+        x = conditioning.attend(self.attention, x)
         out: Tensor = self.res_2(x, time)
         return out
 
@@ -214,23 +221,25 @@ class UpLevel(nn.Module):
                 self.attention.append(SpatialTransformer(config, "up", level))
         self.upsample = Upsample(channels) if level > 0 else None
 
-    def forward(self, x: Tensor, time: Tensor, skips: list[Tensor], prompt: "Prompt") -> Tensor:
+    def forward(
+        self, x: Tensor, time: Tensor, skips: list[Tensor], conditioning: "Conditioning"
+    ) -> Tensor:
         for i, res in enumerate(self.res):
             x = res(torch.cat([x, skips.pop()], dim=1), time)
             if self.attention:
-                x = prompt.attend(self.attention[i], x)
+                x = conditioning.attend(self.attention[i], x)
         if self.upsample is not None:
             x = self.upsample(x)
         return x
 
 
 @dataclass(frozen=True)
-class Prompt:
+class Conditioning:
     """What all transformers of a forward pass share: context, control, and where maps gather."""
 
     context: Tensor
     control: AttentionControl | None
-    capture: list[AttentionMap] | None
+    capture: AttentionCapture | None
     word_maps: list[Tensor]
 
     def attend(self, transformer: nn.Module, x: Tensor) -> Tensor:
@@ -268,7 +277,7 @@ class UNet(nn.Module):
         timestep: Tensor,
         context: Tensor,
         control: AttentionControl | None = None,
-        capture: list[AttentionMap] | None = None,
+        capture: AttentionCapture | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Predict the noise.
 
@@ -277,23 +286,22 @@ class UNet(nn.Module):
             timestep: t (B,), 0..999.
             context: the prompt's token states C (B, 77, context_dim), in the weights' dtype.
             control: Prompt-to-Prompt's control of this step, or None.
-            capture: a list that receives an `AttentionMap` a site, or None (the working path: no
-                map in memory).
+            capture: a request for full maps, or None (the working path: no map in memory).
 
         Returns:
             eps (B, 4, h, w), and the word maps (R, W, h', w') that the control asked for, averaged
             over heads and over the sites of `config.word_map_level`, or None.
 
         """
-        prompt = Prompt(context, control, capture, word_maps=[])
+        conditioning = Conditioning(context, control, capture, word_maps=[])
         time = self.time_embedding(timestep)
         x = self.conv_in(latent)
         skips = [x]
         for level in self.down:
-            x = level(x, time, skips, prompt)
-        x = self.middle(x, time, prompt)
+            x = level(x, time, skips, conditioning)
+        x = self.middle(x, time, conditioning)
         for level in self.up:
-            x = level(x, time, skips, prompt)
+            x = level(x, time, skips, conditioning)
         eps: Tensor = self.conv_out(F.silu(self.norm_out(x)))
-        maps = torch.stack(prompt.word_maps).mean(dim=0) if prompt.word_maps else None
+        maps = torch.stack(conditioning.word_maps).mean(dim=0) if conditioning.word_maps else None
         return eps, maps

@@ -5,6 +5,7 @@ edited map by map. Slow and plain: the thing to compare with.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -16,44 +17,80 @@ from nti.networks.attention import CrossAttention, SelfAttention
 from nti.networks.control import AttentionControl
 
 
+@dataclass
+class Controller:
+    """What Prompt-to-Prompt does to the maps of one batch; E edits, the source's row first."""
+
+    alignments: Sequence[Alignment]
+    alpha: Tensor
+    """(T, E, 77)."""
+    equalizer: Tensor
+    """(E, 77)."""
+    self_steps: range
+    blend: Tensor | None = None
+    """(1 + E, 77) of 0 and 1: the blend words of each row's prompt."""
+    subtract: Tensor | None = None
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        self.rows = 1 + len(self.alignments)
+        self.sites: list[Tensor] = []
+        self.total: Tensor | float = 0.0
+
+    def attend(
+        self, layer: SelfAttention | CrossAttention, x: Tensor, context: Tensor, cross: bool
+    ) -> Tensor:
+        """Attention with its maps edited in place."""
+        q = layer.split(layer.to_q(x))
+        k, v = layer.split(layer.to_k(context)), layer.split(layer.to_v(context))
+        maps = (q @ k.mT / q.shape[-1] ** 0.5).softmax(dim=-1)
+        source = maps[self.rows].clone()
+        for i, alignment in enumerate(self.alignments):
+            row = self.rows + 1 + i
+            if cross:
+                a = self.alpha[self.step, i]
+                new = (source @ alignment.mapping + maps[row] * alignment.own) * self.equalizer[i]
+                maps[row] = new * a + maps[row] * (1 - a)
+            elif layer.inject and self.step in self.self_steps:
+                maps[row] = source
+        if cross and layer.maps_words:
+            self.sites.append(maps[self.rows :].mean(dim=1))
+        return layer.merge(maps @ v)
+
+    def mask(self, words: Tensor, pool: bool) -> Tensor:
+        """Threshold the summed maps of the words of each row, (1 + E, 8, 8); union with source."""
+        found = (self.total * words[:, None]).sum(dim=-1).unflatten(1, (8, 8))
+        if pool:
+            found = torch.nn.functional.max_pool2d(found, 3, 1, 1)
+        found = found / found.amax(dim=(1, 2), keepdim=True)
+        return (found > 0.3) | (found[:1] > 0.3)
+
+    def after(self, latent: Tensor, steps: int) -> Tensor:
+        """Blend the latents of a step that is done."""
+        self.total = self.total + torch.stack(self.sites).mean(dim=0)
+        self.sites.clear()
+        if self.blend is None or self.step < int(0.2 * steps):
+            return latent
+        mask = self.mask(self.blend, pool=True)
+        if self.subtract is not None:
+            mask = mask & ~self.mask(self.subtract, pool=False)
+        return latent[:1] + mask[:, None] * (latent - latent[:1])
+
+
 def published_edit(
     monkeypatch: pytest.MonkeyPatch,
     model: StableDiffusion,
     inversion: Inversion,
     prompts: Sequence[str],
-    alignments: Sequence[Alignment],
-    alpha: Tensor,
-    equalizer: Tensor,
-    self_steps: range,
+    controller: Controller,
+    start: int = 0,
 ) -> Tensor:
-    """Return all latents (T + 1, 1 + E, 4, h, w), the source's first.
-
-    alpha (T, E, 77) and equalizer (E, 77) are Prompt-to-Prompt's.
-    """
-    rows = 1 + len(prompts)
-    step = 0
-
-    def attend(
-        layer: SelfAttention | CrossAttention, x: Tensor, context: Tensor, cross: bool
-    ) -> Tensor:
-        q = layer.split(layer.to_q(x))
-        k, v = layer.split(layer.to_k(context)), layer.split(layer.to_v(context))
-        maps = (q @ k.mT / q.shape[-1] ** 0.5).softmax(dim=-1)
-        source = maps[rows].clone()
-        for i, alignment in enumerate(alignments):
-            row = rows + 1 + i
-            if cross:
-                new = source @ alignment.mapping + maps[row] * alignment.own
-                new = new * equalizer[i]
-                maps[row] = new * alpha[step, i] + maps[row] * (1 - alpha[step, i])
-            elif layer.inject and step in self_steps:
-                maps[row] = source
-        return layer.merge(maps @ v)
+    """Return all latents (T - start + 1, 1 + E, 4, h, w), the source's first."""
 
     def self_forward(
         layer: SelfAttention, x: Tensor, control: AttentionControl | None, capture: object = None
     ) -> Tensor:
-        return attend(layer, x, x, cross=False)
+        return controller.attend(layer, x, x, cross=False)
 
     def cross_forward(
         layer: CrossAttention,
@@ -62,19 +99,23 @@ def published_edit(
         control: AttentionControl | None,
         capture: object = None,
     ) -> tuple[Tensor, None]:
-        return attend(layer, x, context, cross=True), None
+        return controller.attend(layer, x, context, cross=True), None
 
+    rows = controller.rows
     schedule = model.schedule(inversion.steps)
     cond = model.encode_text([inversion.prompt, *prompts])
-    latents = [inversion.latents[0].expand(rows, -1, -1, -1)]
+    latents = [inversion.latents[start].expand(rows, -1, -1, -1)]
     with monkeypatch.context() as patch, torch.no_grad():
         patch.setattr(SelfAttention, "forward", self_forward)
         patch.setattr(CrossAttention, "forward", cross_forward)
-        for step, timestep in enumerate(schedule.timesteps):  # noqa: B007  # read by `attend`
+        for step in range(start, inversion.steps):
+            controller.step = step
             context = torch.cat([inversion.uncond[step].expand(rows, -1, -1), cond])
-            eps = model.predict_noise(torch.cat([latents[-1]] * 2), timestep, context)
+            batch = torch.cat([latents[-1]] * 2)
+            eps = model.predict_noise(batch, schedule.timesteps[step], context)
             guided = eps[:rows] + inversion.guidance_scale * (eps[rows:] - eps[:rows])
             a, b = schedule.alpha_bar[step], schedule.alpha_bar_next[step]
             clean = (latents[-1] - (1 - a).sqrt() * guided) / a.sqrt()
-            latents.append(b.sqrt() * clean + (1 - b).sqrt() * guided)
+            arrived = b.sqrt() * clean + (1 - b).sqrt() * guided
+            latents.append(controller.after(arrived, inversion.steps))
     return torch.stack(latents)

@@ -2,13 +2,15 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from published_batch import published_edit
+from published_batch import Controller, published_edit
 
-from nti import Inversion, StableDiffusion, edit
+from nti import EditResult, Inversion, StableDiffusion, edit, reconstruct
 from nti.editing.controls import cross_windows, equalizer
-from tolerances import assert_close
+from nti.networks.control import AttentionCapture, AttentionControl
+from tolerances import assert_close, relative_error
 
 TIGER = "a tiger sitting next to a mirror"
+WINDOW = "a cat sitting next to a window"
 SMALL = "a small cat sitting next to a mirror"
 
 
@@ -17,6 +19,25 @@ def test_editing_to_the_same_prompt_reproduces_the_trajectory(
 ) -> None:
     result = edit(model, inversion, inversion.prompt, cross_replace=1.0, self_replace=1.0)
     assert_close(result.latents[:, 0], inversion.latents)
+
+
+def controller_of(
+    model: StableDiffusion,
+    result: EditResult,
+    prompts: list[str],
+    cross: object,
+    reweight: object = None,
+    self_replace: float = 0.4,
+) -> Controller:
+    """The published controller of the same settings."""
+    targets = [model.tokenizer.encode(p) for p in prompts]
+    each = [x if isinstance(x, list) else [x] * len(prompts) for x in (cross, reweight)]
+    return Controller(
+        result.alignments,
+        cross_windows(each[0], targets, 10),
+        equalizer(each[1], targets),
+        range(int(self_replace * 10)),
+    )
 
 
 @pytest.mark.parametrize("replay", [True, False], ids=["replay", "published"])
@@ -52,18 +73,8 @@ def test_an_edit_is_the_published_one(
         reweight=reweight,
         replay=replay,
     )
-    targets = [model.tokenizer.encode(p) for p in prompts]
-    each = [x if isinstance(x, list) else [x] * len(prompts) for x in (cross, reweight)]
-    expected = published_edit(
-        monkeypatch,
-        model,
-        inversion,
-        prompts,
-        result.alignments,
-        cross_windows(each[0], targets, inversion.steps),
-        equalizer(each[1], targets),
-        range(int(0.4 * inversion.steps)),
-    )
+    controller = controller_of(model, result, prompts, cross, reweight)
+    expected = published_edit(monkeypatch, model, inversion, prompts, controller)
     assert_close(result.latents, expected[:, 1:])
     assert not torch.allclose(result.latents[-1, 0], inversion.latents[-1], rtol=1e-3)
 
@@ -76,15 +87,112 @@ def test_edits_of_one_batch_equal_edits_alone(model: StableDiffusion, inversion:
         assert both.alignments[i].mode == alone.alignments[0].mode == ["replace", "refine"][i]
 
 
-def test_starting_part_way_counts_windows_from_step_0(
+@pytest.mark.parametrize("start", [0, 4], ids=["start-0", "start-4"])
+def test_local_blend_is_the_published_one_in_absolute_steps(
+    monkeypatch: pytest.MonkeyPatch, model: StableDiffusion, inversion: Inversion, start: int
+) -> None:
+    """From a start past int(0.2 T) blending is on at once; windows close at step 6 anyway."""
+    prompts = [TIGER, WINDOW]
+    result = edit(
+        model,
+        inversion,
+        prompts,
+        cross_replace=0.6,
+        self_replace=0.6,
+        blend=("cat", "tiger, cat"),
+        subtract="mirror",
+        start=start,
+    )
+    controller = controller_of(model, result, prompts, 0.6, self_replace=0.6)
+    # Tokens: 2 is cat or tiger; 7 is mirror, and window in the second edit, which has no mirror.
+    controller.blend, controller.subtract = torch.zeros(2, 3, 77, dtype=torch.float64)
+    controller.blend[:, 2] = 1.0
+    controller.subtract[:2, 7] = 1.0
+    controller.subtract[2, 50] = 1e-30  # the published code has no empty map: see defect 4
+    expected = published_edit(monkeypatch, model, inversion, prompts, controller, start)
+    assert_close(result.latents[:, :1], expected[:, 1:2])
+    assert result.masks is not None and not result.masks[-1].all()
+
+
+def test_windows_that_have_closed_before_the_start_are_closed(
     model: StableDiffusion, inversion: Inversion
 ) -> None:
-    """Where everything is injected up to the start, starting there changes nothing."""
-    settings = {"cross_replace": 0.6, "self_replace": 0.6}
-    whole = edit(model, inversion, inversion.prompt, **settings)
-    late = edit(model, inversion, inversion.prompt, start=4, **settings)
-    assert late.latents.shape[0] == whole.latents.shape[0] - 4
-    assert_close(late.latents, whole.latents[4:])
+    never = edit(model, inversion, TIGER, cross_replace=0.0, self_replace=0.0, start=4)
+    closed = edit(model, inversion, TIGER, cross_replace=0.4, self_replace=0.4, start=4)
+    still_open = edit(model, inversion, TIGER, cross_replace=0.8, self_replace=0.4, start=4)
+    assert never.latents.shape[0] == 7
+    assert_close(closed.latents, never.latents)
+    assert relative_error(still_open.latents, never.latents) > 1e-3
+
+
+def test_rows_a_step_are_2e_plus_1_then_2e_and_2e_plus_2_as_published(
+    monkeypatch: pytest.MonkeyPatch, model: StableDiffusion, inversion: Inversion
+) -> None:
+    rows: list[int] = []
+    forward = model.unet.forward
+
+    def counted(latent: torch.Tensor, *rest: object) -> tuple[torch.Tensor, torch.Tensor | None]:
+        rows.append(len(latent))
+        return forward(latent, *rest)
+
+    monkeypatch.setattr(model.unet, "forward", counted)
+    settings = {"cross_replace": 0.4, "self_replace": 0.6}
+    edit(model, inversion, [TIGER, SMALL], **settings)
+    assert rows == [5] * 6 + [4] * 4
+    rows.clear()
+    edit(model, inversion, [TIGER, SMALL], **settings, replay=False)
+    assert rows == [6] * 10
+    rows.clear()
+    edit(model, inversion, TIGER, **settings, blend=("cat", "tiger"))
+    assert rows == [3] * 10
+
+
+@pytest.mark.parametrize("replay", [True, False], ids=["replay", "published"])
+def test_the_source_keeps_the_inversions_guidance(
+    model: StableDiffusion, inversion: Inversion, replay: bool
+) -> None:
+    same = edit(model, inversion, TIGER, replay=replay)
+    other = edit(model, inversion, TIGER, replay=replay, guidance_scale=1.5)
+    assert other.source.tobytes() == same.source.tobytes()
+    assert other.source.tobytes() == reconstruct(model, inversion).tobytes()
+    assert relative_error(other.latents, same.latents) > 1e-3
+
+
+def test_captured_maps_are_those_that_the_fold_applies(
+    model: StableDiffusion, inversion: Inversion
+) -> None:
+    """Maps sum to 1 without an edit, and the edited row's are P_source A + P_edit diag(b)."""
+    cond = model.encode_text([inversion.prompt, TIGER])
+    latent = inversion.latents[:2]
+    g = torch.Generator().manual_seed(3)
+    control = AttentionControl(
+        source_rows=torch.tensor([0]),
+        source_mix=torch.rand(1, 77, 77, generator=g, dtype=torch.float64),
+        own_mix=torch.rand(1, 77, generator=g, dtype=torch.float64),
+        self_rows=torch.tensor([0, 0]),
+    )
+    plain, edited = AttentionCapture(), AttentionCapture()
+    model.predict_noise_controlled(latent, 981, cond, None, plain)
+    model.predict_noise_controlled(latent, 981, cond, control, edited)
+    assert [(m.site, m.level, m.kind) for m in plain.maps] == [
+        (site, level, kind)
+        for site, level in [("down", 0), ("down", 1), ("middle", 1)]
+        + [("up", 1)] * 2
+        + [("up", 0)] * 2
+        for kind in ("self", "cross")
+    ]
+    for found in plain.maps:
+        assert found.probabilities.shape[:2] == (2, 2)
+        assert_close(found.probabilities.sum(dim=-1), torch.ones_like(found.probabilities[..., 0]))
+    # Up to the first cross-attention both passes are the same.
+    before, after = plain.maps[1].probabilities, edited.maps[1].probabilities
+    assert_close(after[0], before[0])
+    assert_close(after[1], before[0] @ control.source_mix[0] + before[1] * control.own_mix[0])
+    injected = next(m.probabilities for m in edited.maps if m.kind == "self" and m.level == 1)
+    assert torch.equal(injected[0], injected[1])
+    only = AttentionCapture(frozenset({"cross"}), frozenset({1}))
+    model.predict_noise_controlled(latent, 981, cond, None, only)
+    assert {(m.kind, m.level) for m in only.maps} == {("cross", 1)}
 
 
 def test_blending_keeps_the_source_outside_the_mask(
@@ -154,6 +262,11 @@ def test_the_math_kernel_is_never_dispatched(model: StableDiffusion, inversion: 
         ({"subtract": "window"}, "'window' is not in the prompt"),
         ({"reweight": {"lion": 2.0}}, "'lion' is not in the prompt 'a tiger"),
         ({"cross_replace": {"lion": 0.2}}, "'lion' is not in the prompt 'a tiger"),
+        ({"self_replace": [0.1, 0.8]}, "self_replace: got"),
+        ({"cross_replace": (0.1, 0.5, 0.8)}, "cross_replace: got"),
+        ({"reweight": {"tiger": float("nan")}}, "got nan, expected a finite number"),
+        ({"guidance_scale": float("inf")}, "guidance_scale: got inf"),
+        ({"mode": "reweight"}, "expected the same prompt twice"),
         ({"start": 10}, "start: got 10, expected 0 to 9"),
         ({"mode": ["replace", "refine"]}, "mode: got a list of 2, expected 1"),
     ],

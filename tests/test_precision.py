@@ -1,0 +1,86 @@
+"""Half precision in the networks, at least float32 everywhere else."""
+
+import pytest
+import torch
+
+from nti import Inversion, StableDiffusion, edit, invert, load_model, reconstruct
+from nti.demo import psnr, sample_captions, sample_image
+from nti.image import load_image
+from nti.inversion.record import TENSORS
+from tiny import make_model
+
+PROMPT, TIGER = "a cat sitting next to a mirror", "a tiger sitting next to a mirror"
+HALF = [torch.float16, torch.bfloat16]
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+    ),
+]
+
+
+NAME = "purple-circle"
+
+
+def reconstruction_psnr(model: StableDiffusion) -> tuple[Inversion, float]:
+    """Invert a sample in five steps at w = 3; return the PSNR of what comes back."""
+    source = load_image(sample_image(NAME), 128)
+    result = invert(
+        model, source, sample_captions()[NAME], steps=5, guidance_scale=3.0, inner_steps=5
+    )
+    return result, psnr(load_image(reconstruct(model, result), 128), source)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", HALF, ids=lambda d: str(d).removeprefix("torch."))
+def test_half_networks_reconstruct_as_well_and_keep_the_rest_in_float32(
+    embedded: StableDiffusion, device: str, dtype: torch.dtype
+) -> None:
+    _, full = reconstruction_psnr(embedded)
+    model = load_model(device=device, dtype=dtype)
+    inversion, half = reconstruction_psnr(model)
+    for name in TENSORS:
+        assert getattr(inversion, name).dtype == torch.float32, name
+    assert abs(half - full) < 0.3, f"{half:.2f} dB, float32 {full:.2f} dB"
+
+    green = "a green circle on snow"
+    result = edit(model, inversion, green, blend=("circle", "circle"), subtract="snow")
+    assert result.latents.dtype == torch.float32 and result.latents.isfinite().all()
+    assert result.masks is not None and not result.masks[-1].all()
+
+
+def test_a_float64_model_is_float64_throughout(model: StableDiffusion) -> None:
+    image = torch.zeros(1, 3, 64, 64)
+    result = invert(model, image, PROMPT, steps=2, guidance_scale=3.0, inner_steps=1)
+    assert all(getattr(result, name).dtype == torch.float64 for name in TENSORS)
+    assert edit(model, result, TIGER).latents.dtype == torch.float64
+
+
+def test_a_gradient_too_small_for_half_precision_still_arrives() -> None:
+    """A cotangent of 1e-8 is zero in float16; normalised it is not."""
+    from nti.sampling.step import AdamState, null_text_iteration
+
+    model = make_model(dtype=torch.float16)
+    g = torch.Generator().manual_seed(0)
+    latent = torch.randn(1, 4, 8, 8, generator=g)
+    uncond, cond = model.encode_text([""]), model.encode_text([PROMPT])
+
+    def predict(embedding: torch.Tensor) -> torch.Tensor:
+        return model.predict_noise(latent, 981, embedding)
+
+    step = model.schedule(50).coefficients(0)
+    arrived = step.latent.float() * latent + step.eps.float() * predict(uncond)
+    _, adam, loss = null_text_iteration(
+        predict,
+        uncond,
+        AdamState.fresh(uncond),
+        latent,
+        predict(cond),
+        arrived + 1e-4,
+        step,
+        1.0 + 1e-3,
+        1e-2,
+        torch.tensor([True]),
+    )
+    assert loss.item() > 0 and adam.mean.abs().max() > 0
