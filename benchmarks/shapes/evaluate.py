@@ -110,17 +110,33 @@ class Inverted:
     scores: dict[str, list[float]]
 
 
-def invert_all(model: StableDiffusion, scenes: list[Scene], guidance: float) -> Inverted:
-    """Invert in batches; the null-text score samples again from z_T with the saved embeddings."""
+def invert_all(
+    model: StableDiffusion, scenes: list[Scene], guidance: float, folder: Path
+) -> Inverted:
+    """Invert what `folder` does not hold; the null-text score samples again from z_T.
+
+    Inversion takes most of the time, so each is saved, with plain DDIM's z_0, and taken from there
+    by the next call. Delete the folder after training anew.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     found = Inverted(scenes, [], {"autoencoder": [], "ddim": [], "null-text": []})
     for start in range(0, len(scenes), BATCH):
         some = scenes[start : start + BATCH]
-        inversions, plain = invert_batch(model, some, guidance)
+        records = [folder / f"{scene.seed}-w{guidance:g}.nti.safetensors" for scene in some]
+        zeros = [folder / f"{scene.seed}-w{guidance:g}.ddim.pt" for scene in some]
+        if not all(path.exists() for path in zeros):
+            for record, zero, made, latent in zip(
+                records, zeros, *invert_batch(model, some, guidance), strict=True
+            ):
+                made.save(record)
+                torch.save(latent.cpu().clone(), zero)
+        inversions = [Inversion.load(path) for path in records]
+        plain = torch.stack([torch.load(path) for path in zeros])
         again = sample(
             model,
-            torch.stack([x.pivot[0] for x in inversions]),
+            torch.stack([x.pivot[0] for x in inversions]).to(model.device),
             model.encode_text([x.prompt for x in inversions]),
-            torch.stack([x.uncond for x in inversions], dim=1),
+            torch.stack([x.uncond for x in inversions], dim=1).to(model.device),
             model.schedule(STEPS),
             guidance,
         )[-1]
@@ -176,24 +192,24 @@ def edit_figures(scores: Sequence[EditScore]) -> Iterator[tuple[str, float, str]
         yield f"{kind} whole mean", mean(s.whole for s in some), "dB"
 
 
-def published(model: StableDiffusion, scenes: int, curve_scenes: int) -> Iterator[Row]:
+def published(model: StableDiffusion, options: argparse.Namespace) -> Iterator[Row]:
     """Yield reconstruction at the published guidance."""
-    inverted = invert_all(model, held_out(TEST, scenes), PUBLISHED_GUIDANCE)
+    inverted = invert_all(model, held_out(TEST, options.scenes), PUBLISHED_GUIDANCE, options.work)
     yield from _reconstruction_rows(inverted, PUBLISHED_GUIDANCE)
 
 
-def default(model: StableDiffusion, scenes: int, curve_scenes: int) -> Iterator[Row]:
+def default(model: StableDiffusion, options: argparse.Namespace) -> Iterator[Row]:
     """Yield reconstruction and edits at the model's own guidance."""
     w = model.config.guidance_scale
-    inverted = invert_all(model, held_out(TEST, scenes), w)
+    inverted = invert_all(model, held_out(TEST, options.scenes), w, options.work)
     yield from _reconstruction_rows(inverted, w)
     yield from _edit_rows(score_edits(model, inverted), inverted, w)
 
 
-def guidance(model: StableDiffusion, scenes: int, curve_scenes: int) -> Iterator[Row]:
+def guidance(model: StableDiffusion, options: argparse.Namespace) -> Iterator[Row]:
     """Yield both over the guidance scale, on fewer scenes."""
     for w in CURVE:
-        inverted = invert_all(model, held_out(CHOICE, curve_scenes), w)
+        inverted = invert_all(model, held_out(CHOICE, options.curve_scenes), w, options.work)
         yield from _reconstruction_rows(inverted, w)
         yield from _edit_rows(score_edits(model, inverted), inverted, w)
 
@@ -207,13 +223,14 @@ def main() -> None:
     parser.add_argument("sections", nargs="+", choices=SECTIONS)
     parser.add_argument("--scenes", type=int, default=64)
     parser.add_argument("--curve-scenes", type=int, default=16)
+    parser.add_argument("--work", type=Path, default=Path("train/inversions"))
     parser.add_argument("--checkpoint", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     model = load_model(options.checkpoint)
     started = time.monotonic()
     for section in options.sections:
-        rows = list(SECTIONS[section](model, options.scenes, options.curve_scenes))
+        rows = list(SECTIONS[section](model, options))
         _write(rows, options.out / f"shapes-{section}.csv")
     print(f"{time.monotonic() - started:.0f} s")
 

@@ -41,7 +41,7 @@ UNET_CONFIG = UNetConfig(
     context_dim=64,
     norm_groups=16,
     self_injection_level=0,
-    word_map_level=0,
+    word_map_level=1,
 )
 SCHEDULE = ScheduleConfig(train_steps=1000, beta_start=0.00085, beta_end=0.012)
 
