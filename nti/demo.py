@@ -29,7 +29,6 @@ class DemoEdit:
     cross_replace: float = 0.8
     self_replace: float = 0.5
     blend: tuple[str, str] | None = None
-    subtract: str | None = None
     reweight: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -46,12 +45,12 @@ SAMPLES = (
         "purple-circle",
         (
             DemoEdit("colour", "a green circle on snow"),
-            DemoEdit("shape", "a purple star on snow", cross_replace=0.4, self_replace=0.2),
+            DemoEdit("shape", "a purple star on snow", cross_replace=0.2, self_replace=0.1),
             DemoEdit("added pattern", "a striped purple circle on snow"),
-            DemoEdit("background", "a purple circle on grass"),
             DemoEdit(
                 "reweight striped x2", "a striped purple circle on snow", reweight={"striped": 2.0}
             ),
+            DemoEdit("background", "a purple circle on grass", cross_replace=0.0, self_replace=0.0),
         ),
     ),
     DemoSample(
@@ -62,14 +61,19 @@ SAMPLES = (
                 "left colour, local blend",
                 "a yellow circle and a blue star on wood",
                 blend=("circle", "circle"),
-                subtract="star",
+            ),
+            DemoEdit(
+                "right shape, local blend",
+                "a red circle and a blue heart on wood",
+                cross_replace=0.2,
+                self_replace=0.1,
+                blend=("star", "heart"),
             ),
             DemoEdit(
                 "right pattern, local blend",
                 "a red circle and a dotted blue star on wood",
                 blend=("star", "star"),
             ),
-            DemoEdit("background", "a red circle and a blue star on sand"),
         ),
     ),
 )
@@ -174,7 +178,6 @@ def _edits(
             cross_replace=wanted.cross_replace,
             self_replace=wanted.self_replace,
             blend=wanted.blend,
-            subtract=wanted.subtract,
             reweight=dict(wanted.reweight) or None,
         )
         name = f"{shown.name}-edit-{number}.png"
