@@ -1,8 +1,9 @@
-"""Turn the rows of `evaluate.py` into the tables and the plot of docs/embedded-model.md.
+r"""Turn the rows of `evaluate.py` into tables of Markdown pages and a plot.
 
-    python benchmarks/shapes/report.py benchmarks/results docs/embedded-model.md docs/guidance.png
+    python benchmarks/shapes/report.py benchmarks/results docs/guidance.png \
+        docs/embedded-model.md README.md
 
-The tables stand in the page between `<!-- rows: NAME -->` and `<!-- end -->`.
+The tables stand in a page between `<!-- rows: NAME -->` and `<!-- end -->`.
 """
 
 import csv
@@ -59,14 +60,15 @@ def plot(rows: Rows, path: Path) -> None:
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
-def main(results: Path, page: Path, picture: Path) -> None:
-    """Rewrite the page's tables and the plot."""
-    text = page.read_text("utf-8")
-    for name in re.findall(r"<!-- rows: (.*?) -->", text):
-        body = table(read(results / f"{name}.csv"))
-        pattern = rf"(<!-- rows: {re.escape(name)} -->\n).*?(<!-- end -->)"
-        text = re.sub(pattern, lambda m, b=body: f"{m[1]}{b}\n{m[2]}", text, flags=re.DOTALL)
-    page.write_text(text, "utf-8")
+def main(results: Path, picture: Path, *pages: Path) -> None:
+    """Rewrite the pages' tables and the plot."""
+    for page in pages:
+        text = page.read_text("utf-8")
+        for name in re.findall(r"<!-- rows: (.*?) -->", text):
+            body = table(read(results / f"{name}.csv"))
+            pattern = rf"(<!-- rows: {re.escape(name)} -->\n).*?(<!-- end -->)"
+            text = re.sub(pattern, lambda m, b=body: f"{m[1]}{b}\n{m[2]}", text, flags=re.DOTALL)
+        page.write_text(text, "utf-8")
     plot(read(results / "shapes-guidance.csv"), picture)
 
 
