@@ -45,7 +45,7 @@ SAMPLES = (
         "purple-circle",
         (
             DemoEdit("colour", "a green circle on snow"),
-            DemoEdit("shape", "a purple star on snow", cross_replace=0.2, self_replace=0.1),
+            DemoEdit("shape", "a purple heart on snow", cross_replace=0.2, self_replace=0.1),
             DemoEdit("added pattern", "a striped purple circle on snow"),
             DemoEdit(
                 "reweight striped x2", "a striped purple circle on snow", reweight={"striped": 2.0}
