@@ -3,7 +3,7 @@
     python benchmarks/shapes/train.py --out train --checkpoint weights_loader/shapes.safetensors
 
 Every stage writes its state under `--out` and resumes from it, so an interrupted run goes on when
-it is called again. On two CPU cores it takes about two and a half hours.
+it is called again. On two CPU cores it takes about two hours.
 """
 
 import argparse
