@@ -2,32 +2,51 @@
 
 from pathlib import Path
 
-import torch
-
-from nti.config import SD_V1, ModelConfig
 from nti.inversion.record import Inversion
-from nti.model import CONFIG_KEY, load_model
-from nti.weights_loader import read_metadata
+from nti.model import CONFIG_KEY, layouts, locate, parameter_shapes, skeletons
+from nti.weights_loader import NetworkReport, examine, not_finite, read_metadata
 
 __all__ = ["describe_file"]
 
+NAMES = {"unet": "UNet", "vae": "autoencoder", "text": "text encoder"}
+
 
 def describe_file(path: Path) -> str:
-    """Describe a saved inversion or a checkpoint; ValueError for a file that is neither."""
-    metadata = read_metadata(path)
-    if "inversion" in metadata:
+    """Describe a saved inversion or a checkpoint, file or directory, with all that is wrong.
+
+    Every value of a checkpoint is read once, but only one tensor at a time is in memory. Raises
+    ValueError for a file that is neither.
+    """
+    if path.is_file() and path.suffix == ".safetensors" and "inversion" in read_metadata(path):
         return _describe_inversion(Inversion.load(path))
-    config = ModelConfig.from_json(metadata[CONFIG_KEY]) if CONFIG_KEY in metadata else SD_V1
-    model = load_model(path, device="cpu", dtype=torch.float32)
-    networks = {"unet": model.unet, "autoencoder": model.vae, "text encoder": model.text}
+    files, config = locate(path)
+    shapes = {name: parameter_shapes(network) for name, network in skeletons(config).items()}
+    reports = examine(files, layouts(config), shapes)
+    unet = config.unet
     lines = [
-        f"checkpoint of {config.name}, original Stable Diffusion v1 layout",
-        f"trained at {config.image_size} px, default guidance {config.guidance_scale:g}",
+        f"architecture: {config.name}, {unet.channels} channels x {unet.channel_multipliers},"
+        f" context {unet.context_dim}, trained at {config.image_size} px,"
+        f" default guidance {config.guidance_scale:g}"
     ]
-    for name, network in networks.items():
-        lines.append(f"{name}: {sum(p.numel() for p in network.parameters()):,} parameters")
-    lines += [f"{key}: {value}" for key, value in sorted(metadata.items()) if key != CONFIG_KEY]
+    lines += [_describe_network(report) for report in reports]
+    problems = [p for report in reports for p in (*report.problems, *not_finite(report))]
+    lines += [f"problem: {problem}" for problem in problems] or ["no problem found"]
+    lines += [
+        f"metadata {key}: {value}"
+        for key, value in sorted(read_metadata(files["unet"]).items())
+        if key != CONFIG_KEY
+    ]
     return "\n".join(lines)
+
+
+def _describe_network(report: NetworkReport) -> str:
+    name = NAMES[report.network]
+    if report.layout is None:
+        return f"{name}: not found in {report.path}"
+    return (
+        f"{name}: {report.parameters:,} parameters in {', '.join(report.dtypes)},"
+        f" layout: {report.layout.name} ({report.path.name})"
+    )
 
 
 def _describe_inversion(inversion: Inversion) -> str:

@@ -19,11 +19,13 @@ from nti.networks.unet import UNet
 from nti.networks.vae import VAE
 from nti.sampling.schedule import Schedule
 from nti.weights_loader import (
+    Layout,
+    network_files,
     read_metadata,
     read_networks,
-    text_table,
-    unet_table,
-    vae_table,
+    text_layouts,
+    unet_layouts,
+    vae_layouts,
 )
 
 __all__ = ["StableDiffusion", "load_model"]
@@ -169,9 +171,9 @@ def load_model(
     """Load a model.
 
     Args:
-        checkpoint: a `.safetensors` file in the original SD v1 layout; None is the small embedded
-            model.
-        vae: a file whose autoencoder replaces the checkpoint's.
+        checkpoint: a `.safetensors` file in the original SD v1 layout, or a directory in diffusers'
+            layout; which, is found out. None is the small embedded model.
+        vae: a file or directory whose autoencoder replaces the checkpoint's.
         device: None: CUDA if there is any, else the CPU.
         dtype: what the networks compute in; None: float16 on CUDA, float32 elsewhere.
         backend: who computes attention: `reference` (scaled_dot_product_attention) or `auto`, which
@@ -181,8 +183,8 @@ def load_model(
         The model, frozen.
 
     Raises:
-        CheckpointError: a file that is missing, is no safetensors file, or does not hold exactly
-        these networks.
+        CheckpointError: a file that is missing, is no safetensors file, is known to be something
+        else (SD 2.x, SDXL, inpainting, LoRA, pickle), or does not hold exactly these networks.
         ValueError: an unknown backend.
 
     """
@@ -190,43 +192,58 @@ def load_model(
         raise ValueError(f"backend: got {backend!r}, expected one of {', '.join(BACKENDS)}")
     device = _device(device)
     dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
-    path = Path(checkpoint) if checkpoint is not None else embedded_checkpoint()
-    metadata = read_metadata(path)
-    config = ModelConfig.from_json(metadata[CONFIG_KEY]) if CONFIG_KEY in metadata else SD_V1
+    files, config = locate(checkpoint, vae)
     logger.info("%s on %s in %s, attention: reference", config.name, device, dtype)
-    with torch.device("meta"):
-        networks: dict[str, nn.Module] = {
-            "unet": UNet(config.unet),
-            "vae": VAE(config.vae),
-            "text": TextEncoder(config.text),
-        }
-    tables = rename_tables(config)
-    files = {"unet": path, "vae": Path(vae) if vae is not None else path, "text": path}
-    for file in dict.fromkeys(files.values()):
-        wanted = [name for name, source in files.items() if source == file]
-        found = read_networks(
-            file,
-            {name: tables[name] for name in wanted},
-            {name: _shapes(networks[name]) for name in wanted},
-            dtype=dtype,
-            device=device,
-        )
-        for name, parameters in found.items():
-            networks[name].load_state_dict(parameters, assign=True)
+    networks = skeletons(config)
+    parameters = read_networks(
+        files,
+        layouts(config),
+        {name: parameter_shapes(network) for name, network in networks.items()},
+        dtype=dtype,
+        device=device,
+    )
+    for name, network in networks.items():
+        network.load_state_dict(parameters[name], assign=True)
     unet, autoencoder, text = networks["unet"], networks["vae"], networks["text"]
     assert isinstance(unet, UNet) and isinstance(autoencoder, VAE) and isinstance(text, TextEncoder)
     text.restore_buffers(device)
     return StableDiffusion(config, unet, autoencoder, text, Tokenizer(config.text.context_length))
 
 
-def rename_tables(config: ModelConfig) -> dict[str, list[tuple[tuple[str, ...], str]]]:
-    """Return the original layout's rename table of each network at this configuration's depth."""
+def locate(
+    checkpoint: str | Path | None, vae: str | Path | None = None
+) -> tuple[dict[str, Path], ModelConfig]:
+    """Return the file of each network (`unet`, `vae`, `text`) and the configuration they have."""
+    path = Path(checkpoint) if checkpoint is not None else embedded_checkpoint()
+    files = network_files(path, Path(vae) if vae is not None else None)
+    metadata = read_metadata(files["unet"])
+    config = ModelConfig.from_json(metadata[CONFIG_KEY]) if CONFIG_KEY in metadata else SD_V1
+    return files, config
+
+
+def skeletons(config: ModelConfig) -> dict[str, nn.Module]:
+    """Return the three networks on the meta device: shapes without weights."""
+    with torch.device("meta"):
+        return {
+            "unet": UNet(config.unet),
+            "vae": VAE(config.vae),
+            "text": TextEncoder(config.text),
+        }
+
+
+def layouts(config: ModelConfig) -> dict[str, tuple[Layout, ...]]:
+    """Return each network's key layouts at this configuration's depth, the original one first."""
     unet, vae = config.unet, config.vae
     return {
-        "unet": unet_table(unet.channel_multipliers, unet.res_blocks, unet.attention_levels),
-        "vae": vae_table(vae.channel_multipliers, vae.res_blocks),
-        "text": text_table(config.text.layers),
+        "unet": unet_layouts(unet.channel_multipliers, unet.res_blocks, unet.attention_levels),
+        "vae": vae_layouts(vae.channel_multipliers, vae.res_blocks),
+        "text": text_layouts(config.text.layers),
     }
+
+
+def parameter_shapes(network: nn.Module) -> Mapping[str, torch.Size]:
+    """Return the shape of each parameter by its name."""
+    return {name: value.shape for name, value in network.state_dict().items()}
 
 
 def embedded_checkpoint() -> Path:
@@ -244,7 +261,3 @@ def _device(device: str | torch.device | None) -> torch.device:
     if chosen.type not in available:
         raise ValueError(f"device: got {str(device)!r}, expected one of {', '.join(available)}")
     return chosen
-
-
-def _shapes(network: nn.Module) -> Mapping[str, torch.Size]:
-    return {name: value.shape for name, value in network.state_dict().items()}

@@ -112,7 +112,7 @@ def test_inspect_describes_inversions_and_checkpoints(
     assert main(["inspect", str(saved)]) == 0
     assert f"prompt: {CAPTION}" in capsys.readouterr().out
     assert main(["inspect", str(embedded_checkpoint())]) == 0
-    assert "unet: 6,875,268 parameters" in capsys.readouterr().out
+    assert "UNet: 6,875,268 parameters in F16" in capsys.readouterr().out
 
 
 def test_a_word_outside_the_world_is_warned_of(

@@ -39,6 +39,15 @@ TINY = dataclasses.replace(
     text=TextConfig(vocab_size=49408, context_length=77, width=24, heads=2, layers=2),
 )
 
+SD_LIKE = dataclasses.replace(
+    TINY,
+    unet=dataclasses.replace(
+        TINY.unet, channel_multipliers=(1, 2, 4, 4), res_blocks=2, attention_levels=(0, 1, 2)
+    ),
+    vae=dataclasses.replace(TINY.vae, channel_multipliers=(1, 2, 4, 4), res_blocks=2),
+)
+"""As many levels and blocks as SD v1."""
+
 
 def make_model(config: ModelConfig = TINY, dtype: torch.dtype = torch.float64) -> StableDiffusion:
     """Random weights, the same in every run; attention differs between tokens."""

@@ -2,14 +2,27 @@
 ways.
 """
 
-from nti.weights_loader.load import CheckpointError, read_metadata, read_networks
-from nti.weights_loader.sd_v1 import text_table, unet_table, vae_table
+from nti.weights_loader.files import CheckpointError, network_files, read_metadata
+from nti.weights_loader.layouts import Layout, text_layouts, unet_layouts, vae_layouts
+from nti.weights_loader.load import (
+    NetworkReport,
+    examine,
+    not_finite,
+    problems_of,
+    read_networks,
+)
 
 __all__ = [
     "CheckpointError",
+    "Layout",
+    "NetworkReport",
+    "examine",
+    "network_files",
+    "not_finite",
+    "problems_of",
     "read_metadata",
     "read_networks",
-    "text_table",
-    "unet_table",
-    "vae_table",
+    "text_layouts",
+    "unet_layouts",
+    "vae_layouts",
 ]

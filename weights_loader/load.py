@@ -1,81 +1,112 @@
-"""Read networks from a safetensors file by rename tables; every key is mapped or named as ignored,
+"""Read networks from safetensors files by rename tables: every key is mapped or named as ignored,
 or it is an error.
 
-This is the door for layouts: another one is another set of tables, prefixes and ignored keys.
+First the headers are examined, so that a wrong file is refused before a gigabyte of it is read;
+then the tensors are read through a memory map straight into the dtype and device asked for.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from nti.weights_loader.sd_v1 import PREFIXES, Row
-from safetensors import SafetensorError, safe_open
+from nti.weights_loader.files import CheckpointError, TensorHeader, open_file, read_header
+from nti.weights_loader.layouts import Layout, choose, is_ignored
+from nti.weights_loader.recognise import what_else
 from torch import Tensor
 
-__all__ = ["CheckpointError", "read_metadata", "read_networks"]
+__all__ = ["NetworkReport", "examine", "not_finite", "problems_of", "read_networks"]
+
+ROOTS = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text": "cond_stage_model."}
+"""What all keys of a network begin with in a whole checkpoint."""
 
 SHOWN = 10
 """Offenders listed in one error."""
 
-IGNORED_OF = {"unet": (), "vae": ("loss.",), "text": ("embeddings.position_ids",)}
-"""Keys of each network (beginnings, if they end in a dot) that hold none of its weights."""
+FLOATING = ("F64", "F32", "F16", "BF16")
 
-IGNORED = (
-    "model_ema.",
-    "betas",
-    "alphas_cumprod",
-    "alphas_cumprod_prev",
-    "sqrt_alphas_cumprod",
-    "sqrt_one_minus_alphas_cumprod",
-    "log_one_minus_alphas_cumprod",
-    "sqrt_recip_alphas_cumprod",
-    "sqrt_recipm1_alphas_cumprod",
-    "posterior_variance",
-    "posterior_log_variance_clipped",
-    "posterior_mean_coef1",
-    "posterior_mean_coef2",
-    "logvar",
-)
-"""Keys beside the networks, likewise: schedule buffers and moving averages."""
+MAPPED_BYTES = 256 * 2**20
+"""A page that was read stays resident until its map is closed, so a map is not kept for longer."""
+
+Shapes = Mapping[str, torch.Size]
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be loaded; the message lists what is wrong with it."""
+@dataclass(frozen=True)
+class NetworkReport:
+    """What a file's header says of one network."""
+
+    network: str
+    """`unet`, `vae` or `text`."""
+    path: Path
+    layout: Layout | None
+    """None where no key of the network was found in any layout."""
+    parameters: int
+    dtypes: tuple[str, ...]
+    problems: tuple[str, ...]
 
 
-def _open(path: Path, device: str = "cpu") -> safe_open:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; expected a .safetensors checkpoint")
-    try:
-        return safe_open(path, framework="pt", device=device)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a safetensors file ({error})") from error
+def examine(
+    files: Mapping[str, Path],
+    layouts: Mapping[str, Sequence[Layout]],
+    shapes: Mapping[str, Shapes],
+) -> list[NetworkReport]:
+    """Compare the headers with what each network needs; no tensor is read.
 
+    Args:
+        files: the file of each network.
+        layouts: the spellings in which each network's keys may be found.
+        shapes: what shape each parameter must have, by this project's names.
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """Return the file's metadata, empty where it has none.
+    Returns:
+        One report a network; unknown keys of a file are problems of its first network.
 
-    Raises CheckpointError where there is no such file or it is no safetensors file.
+    Raises:
+        CheckpointError: a file that is missing, is no safetensors file, or is recognised as
+        something other than a Stable Diffusion v1 checkpoint.
+
     """
-    with _open(path) as file:
-        return dict(file.metadata() or {})
+    headers = {path: read_header(path) for path in dict.fromkeys(files.values())}
+    for path, header in headers.items():
+        if other := what_else({key: tensor.shape for key, tensor in header.items()}):
+            raise CheckpointError(f"{path}: {other}")
+    chosen = {name: choose(layouts[name], headers[path]) for name, path in files.items()}
+    reports = []
+    strangers = {path: _unknown(path, files, header, chosen) for path, header in headers.items()}
+    for name, path in files.items():
+        problems = _check(headers[path], chosen[name], layouts[name][0], shapes[name])
+        problems += strangers.pop(path, [])
+        reports.append(_report(name, path, headers[path], chosen[name], problems))
+    return reports
+
+
+def problems_of(reports: Sequence[NetworkReport]) -> str:
+    """Return one message that lists up to ten problems, empty where there is none."""
+    found = [(report.path, problem) for report in reports for problem in report.problems]
+    if not found:
+        return ""
+    paths = ", ".join(str(path) for path in dict.fromkeys(path for path, _ in found))
+    listed = "\n  ".join(problem for _, problem in found[:SHOWN])
+    more = f"\n  and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    count = f"{len(found)} problem{'s' * (len(found) > 1)}"
+    return f"{paths}: {count} with its weights:\n  {listed}{more}"
 
 
 def read_networks(
-    path: Path,
-    tables: Mapping[str, Sequence[Row]],
-    shapes: Mapping[str, Mapping[str, torch.Size]],
+    files: Mapping[str, Path],
+    layouts: Mapping[str, Sequence[Layout]],
+    shapes: Mapping[str, Shapes],
     *,
     dtype: torch.dtype,
     device: torch.device,
 ) -> dict[str, dict[str, Tensor]]:
-    """Read the networks named by `tables` (`unet`, `vae`, `text`).
+    """Read networks (`unet`, `vae`, `text`); arguments as for `examine`.
+
+    At no time is more in memory than what is returned, one tensor, and `MAPPED_BYTES` of a file.
 
     Args:
-        path: a file in the original layout. If only `vae` is asked for, its keys may stand there
-            without prefix.
-        tables: the rename table of each network.
-        shapes: what shape each target parameter must have.
+        files: the file of each network.
+        layouts: the spellings in which each network's keys may be found.
+        shapes: what shape each parameter must have.
         dtype: of the tensors returned.
         device: where they go.
 
@@ -83,57 +114,123 @@ def read_networks(
         For each network its parameters by this project's names.
 
     Raises:
-        CheckpointError: keys that are missing, unknown, misshapen or not finite, up to ten of them
-        listed.
+        CheckpointError: as `examine`; or keys that are missing, unknown, misshapen or not finite,
+        up to ten of them listed.
 
     """
-    problems: list[str] = []
-    networks: dict[str, dict[str, Tensor]] = {name: {} for name in tables}
-    with _open(path, str(device)) as file:
-        unused = set(file.keys())
-        prefixes = dict(PREFIXES)
-        if set(tables) == {"vae"} and not any(key.startswith(PREFIXES["vae"]) for key in unused):
-            prefixes["vae"] = ""
-        for network, table in tables.items():
-            for sources, target in table:
-                keys = [prefixes[network] + source for source in sources]
-                missing = [key for key in keys if key not in unused]
-                unused.difference_update(keys)
-                if missing:
-                    problems += [f"missing {key}" for key in missing]
-                    continue
-                value = torch.cat([file.get_tensor(key) for key in keys])
-                problem = _problem(value, shapes[network][target])
-                if problem:
-                    problems.append(f"{' + '.join(keys)}: {problem}")
-                else:
-                    networks[network][target] = value.to(dtype)
-        wanted = tuple(prefixes[network] for network in tables)
-    # A file that holds a whole model may be read for one of its networks.
-    others = tuple(p for name, p in PREFIXES.items() if name not in tables)
-    for key in sorted(unused):
-        if not _ignored(key, prefixes) and (key.startswith(wanted) or not key.startswith(others)):
-            problems.append(f"unknown key {key}")
-    if problems:
-        listed = "\n  ".join(problems[:SHOWN])
-        more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise CheckpointError(
-            f"{path}: {len(problems)} problems with its weights:\n  {listed}{more}"
-        )
+    reports = examine(files, layouts, shapes)
+    if message := problems_of(reports):
+        raise CheckpointError(message)
+    networks: dict[str, dict[str, Tensor]] = {}
+    bad = []
+    for report in reports:
+        assert report.layout is not None
+        networks[report.network] = state = {}
+        for keys, target, value in _values(report.path, report.layout):
+            converted = value.reshape(shapes[report.network][target]).to(device, dtype, copy=True)
+            if not torch.isfinite(converted).all():
+                finite = bool(torch.isfinite(value).all())
+                what = f"too large for {dtype}" if finite else "not finite"
+                bad.append(f"{' + '.join(keys)}: holds values that are {what}")
+            state[target] = converted
+        if bad:
+            raise CheckpointError(problems_of([replace(report, problems=tuple(bad))]))
     return networks
 
 
-def _ignored(key: str, prefixes: Mapping[str, str]) -> bool:
-    names = [prefixes[network] + name for network, names in IGNORED_OF.items() for name in names]
-    return any(key.startswith(n) if n.endswith(".") else key == n for n in (*IGNORED, *names))
+def not_finite(report: NetworkReport) -> list[str]:
+    """Read a network's values, one tensor at a time, and return a problem for each that is NaN or
+    infinite somewhere; empty for a network that was not found.
+    """
+    if report.layout is None or report.problems:
+        return []
+    return [
+        f"{' + '.join(keys)}: holds values that are not finite"
+        for keys, _, value in _values(report.path, report.layout)
+        if not torch.isfinite(value).all()
+    ]
 
 
-def _problem(value: Tensor, expected: torch.Size) -> str | None:
-    """Say what is wrong with a tensor, or None."""
-    if value.shape != expected:
-        return f"got shape {tuple(value.shape)}, expected {tuple(expected)}"
-    if not value.is_floating_point():
-        return f"got {value.dtype}, expected floating point"
-    if not torch.isfinite(value).all():
-        return "holds values that are not finite"
-    return None
+def _values(path: Path, layout: Layout) -> Iterator[tuple[list[str], str, Tensor]]:
+    """Yield source keys, target name and value of each row, over maps that are closed in time."""
+    rows = list(layout.rows)
+    while rows:
+        read = 0
+        with open_file(path) as file:
+            while rows and read < MAPPED_BYTES:
+                sources, target = rows.pop(0)
+                keys = [layout.prefix + source for source in sources]
+                parts = [file.get_tensor(key) for key in keys]
+                value = parts[0] if len(parts) == 1 else torch.cat(parts)
+                read += value.nbytes
+                yield keys, target, value
+                del parts, value
+
+
+def _check(
+    header: Mapping[str, TensorHeader],
+    layout: Layout | None,
+    usual: Layout,
+    shapes: Shapes,
+) -> list[str]:
+    """Return what is missing, misshapen or of a type that holds no weights."""
+    if layout is None:
+        return [f"missing the whole network; expected keys such as {usual.source_keys()[0]}"]
+    problems = []
+    for row in layout.rows:
+        keys = [layout.prefix + source for source in row[0]]
+        missing = [key for key in keys if key not in header]
+        problems += [f"missing {key}" for key in missing]
+        if not missing and (problem := _misfit([header[k] for k in keys], shapes[row[1]])):
+            problems.append(f"{' + '.join(keys)}: {problem}")
+    return problems
+
+
+def _misfit(tensors: Sequence[TensorHeader], expected: torch.Size) -> str | None:
+    """Say what is wrong with the tensors of one row, or None."""
+    first = tensors[0].shape
+    got = (sum(t.shape[0] for t in tensors), *first[1:]) if len(tensors) > 1 else first
+    if _squeezed(got) != _squeezed(expected) or any(t.shape[1:] != first[1:] for t in tensors):
+        return f"got shape {got}, expected {tuple(expected)}"
+    strange = [t.dtype for t in tensors if t.dtype not in FLOATING]
+    return f"got {strange[0]}, expected one of {', '.join(FLOATING)}" if strange else None
+
+
+def _squeezed(shape: Sequence[int]) -> tuple[int, ...]:
+    """Drop ones at the end: a 1x1 convolution and a linear layer hold the same weights."""
+    shape = tuple(shape)
+    while len(shape) > 1 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def _unknown(
+    path: Path,
+    files: Mapping[str, Path],
+    header: Mapping[str, TensorHeader],
+    chosen: Mapping[str, Layout | None],
+) -> list[str]:
+    """Return the keys of a file that no network read from it knows."""
+    found = {name: layout for name, layout in chosen.items() if layout and files[name] == path}
+    known = {key for layout in found.values() for key in layout.source_keys()}
+    # A file that holds a whole model may be read for one of its networks.
+    others = tuple(root for name, root in ROOTS.items() if name not in found)
+    return [
+        f"unknown key {key}"
+        for key in sorted(header.keys() - known)
+        if not key.startswith(others)
+        and not any(is_ignored(key, layout) for layout in found.values())
+    ]
+
+
+def _report(
+    name: str,
+    path: Path,
+    header: Mapping[str, TensorHeader],
+    layout: Layout | None,
+    problems: Sequence[str],
+) -> NetworkReport:
+    held = [header[key] for key in layout.source_keys() if key in header] if layout else []
+    parameters = sum(torch.Size(tensor.shape).numel() for tensor in held)
+    dtypes = tuple(sorted({tensor.dtype for tensor in held}))
+    return NetworkReport(name, path, layout, parameters, dtypes, tuple(problems))

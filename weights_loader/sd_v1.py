@@ -9,7 +9,15 @@ multipliers, because the layout numbers its blocks in one run: SD v1 is `unet_ta
 
 from collections.abc import Iterator, Sequence
 
-__all__ = ["PREFIXES", "Row", "text_table", "unet_table", "vae_table"]
+__all__ = [
+    "PREFIXES",
+    "Row",
+    "layer_rows",
+    "text_table",
+    "transformer_rows",
+    "unet_table",
+    "vae_table",
+]
 
 Row = tuple[tuple[str, ...], str]
 
@@ -21,8 +29,8 @@ PREFIXES = {
 """Where each network's keys stand in a checkpoint."""
 
 
-def _layer(source: str, target: str) -> Iterator[Row]:
-    """A layer with weight and bias."""
+def layer_rows(source: str, target: str) -> Iterator[Row]:
+    """Rows of a layer with weight and bias."""
     yield (f"{source}.weight",), f"{target}.weight"
     yield (f"{source}.bias",), f"{target}.bias"
 
@@ -39,19 +47,19 @@ def vae_table(multipliers: Sequence[int], res_blocks: int) -> list[Row]:
 
 def _vae_rows(multipliers: tuple[int, ...], res_blocks: int) -> Iterator[Row]:
     coarsest = len(multipliers) - 1
-    yield from _layer("quant_conv", "encoder.to_moments")
-    yield from _layer("post_quant_conv", "decoder.from_latent")
+    yield from layer_rows("quant_conv", "encoder.to_moments")
+    yield from layer_rows("post_quant_conv", "decoder.from_latent")
     for side in ("encoder", "decoder"):
-        yield from _layer(f"{side}.conv_in", f"{side}.conv_in")
+        yield from layer_rows(f"{side}.conv_in", f"{side}.conv_in")
         yield from _vae_res(f"{side}.mid.block_1", f"{side}.middle.res_1", skip=False)
-        yield from _layer(f"{side}.mid.attn_1.norm", f"{side}.middle.attention.norm")
-        yield from _layer(f"{side}.mid.attn_1.q", f"{side}.middle.attention.to_q")
-        yield from _layer(f"{side}.mid.attn_1.k", f"{side}.middle.attention.to_k")
-        yield from _layer(f"{side}.mid.attn_1.v", f"{side}.middle.attention.to_v")
-        yield from _layer(f"{side}.mid.attn_1.proj_out", f"{side}.middle.attention.to_out")
+        yield from layer_rows(f"{side}.mid.attn_1.norm", f"{side}.middle.attention.norm")
+        yield from layer_rows(f"{side}.mid.attn_1.q", f"{side}.middle.attention.to_q")
+        yield from layer_rows(f"{side}.mid.attn_1.k", f"{side}.middle.attention.to_k")
+        yield from layer_rows(f"{side}.mid.attn_1.v", f"{side}.middle.attention.to_v")
+        yield from layer_rows(f"{side}.mid.attn_1.proj_out", f"{side}.middle.attention.to_out")
         yield from _vae_res(f"{side}.mid.block_2", f"{side}.middle.res_2", skip=False)
-        yield from _layer(f"{side}.norm_out", f"{side}.norm_out")
-        yield from _layer(f"{side}.conv_out", f"{side}.conv_out")
+        yield from layer_rows(f"{side}.norm_out", f"{side}.norm_out")
+        yield from layer_rows(f"{side}.conv_out", f"{side}.conv_out")
     for level in range(coarsest + 1):
         for i in range(res_blocks):
             widens = i == 0 and level > 0 and multipliers[level] != multipliers[level - 1]
@@ -59,7 +67,7 @@ def _vae_rows(multipliers: tuple[int, ...], res_blocks: int) -> Iterator[Row]:
                 f"encoder.down.{level}.block.{i}", f"encoder.levels.{level}.res.{i}", skip=widens
             )
         if level < coarsest:
-            yield from _layer(
+            yield from layer_rows(
                 f"encoder.down.{level}.downsample.conv", f"encoder.levels.{level}.downsample.conv"
             )
         # The layout numbers the decoder's levels from the finest; here they stand in the order of
@@ -71,18 +79,18 @@ def _vae_rows(multipliers: tuple[int, ...], res_blocks: int) -> Iterator[Row]:
                 f"decoder.up.{level}.block.{i}", f"decoder.levels.{up}.res.{i}", skip=narrows
             )
         if level > 0:
-            yield from _layer(
+            yield from layer_rows(
                 f"decoder.up.{level}.upsample.conv", f"decoder.levels.{up}.upsample.conv"
             )
 
 
 def _vae_res(source: str, target: str, skip: bool) -> Iterator[Row]:
-    yield from _layer(f"{source}.norm1", f"{target}.norm_1")
-    yield from _layer(f"{source}.conv1", f"{target}.conv_1")
-    yield from _layer(f"{source}.norm2", f"{target}.norm_2")
-    yield from _layer(f"{source}.conv2", f"{target}.conv_2")
+    yield from layer_rows(f"{source}.norm1", f"{target}.norm_1")
+    yield from layer_rows(f"{source}.conv1", f"{target}.conv_1")
+    yield from layer_rows(f"{source}.norm2", f"{target}.norm_2")
+    yield from layer_rows(f"{source}.conv2", f"{target}.conv_2")
     if skip:
-        yield from _layer(f"{source}.nin_shortcut", f"{target}.skip")
+        yield from layer_rows(f"{source}.nin_shortcut", f"{target}.skip")
 
 
 def unet_table(
@@ -96,13 +104,13 @@ def _unet_rows(
     multipliers: tuple[int, ...], res_blocks: int, attention_levels: frozenset[int]
 ) -> Iterator[Row]:
     coarsest = len(multipliers) - 1
-    yield from _layer("time_embed.0", "time_embedding.linear_1")
-    yield from _layer("time_embed.2", "time_embedding.linear_2")
-    yield from _layer("input_blocks.0.0", "conv_in")
-    yield from _layer("out.0", "norm_out")
-    yield from _layer("out.2", "conv_out")
+    yield from layer_rows("time_embed.0", "time_embedding.linear_1")
+    yield from layer_rows("time_embed.2", "time_embedding.linear_2")
+    yield from layer_rows("input_blocks.0.0", "conv_in")
+    yield from layer_rows("out.0", "norm_out")
+    yield from layer_rows("out.2", "conv_out")
     yield from _unet_res("middle_block.0", "middle.res_1", skip=False)
-    yield from _transformer("middle_block.1", "middle.attention")
+    yield from transformer_rows("middle_block.1", "middle.attention")
     yield from _unet_res("middle_block.2", "middle.res_2", skip=False)
     block = 1
     for level in range(coarsest + 1):
@@ -110,10 +118,12 @@ def _unet_rows(
             widens = i == 0 and level > 0 and multipliers[level] != multipliers[level - 1]
             yield from _unet_res(f"input_blocks.{block}.0", f"down.{level}.res.{i}", skip=widens)
             if level in attention_levels:
-                yield from _transformer(f"input_blocks.{block}.1", f"down.{level}.attention.{i}")
+                yield from transformer_rows(
+                    f"input_blocks.{block}.1", f"down.{level}.attention.{i}"
+                )
             block += 1
         if level < coarsest:
-            yield from _layer(f"input_blocks.{block}.0.op", f"down.{level}.downsample.conv")
+            yield from layer_rows(f"input_blocks.{block}.0.op", f"down.{level}.downsample.conv")
             block += 1
     block = 0
     for level in range(coarsest, -1, -1):
@@ -123,42 +133,45 @@ def _unet_rows(
             # the width.
             yield from _unet_res(f"output_blocks.{block}.0", f"up.{up}.res.{i}", skip=True)
             if level in attention_levels:
-                yield from _transformer(f"output_blocks.{block}.1", f"up.{up}.attention.{i}")
+                yield from transformer_rows(f"output_blocks.{block}.1", f"up.{up}.attention.{i}")
             if i == res_blocks and level > 0:
                 after = 2 if level in attention_levels else 1
-                yield from _layer(f"output_blocks.{block}.{after}.conv", f"up.{up}.upsample.conv")
+                yield from layer_rows(
+                    f"output_blocks.{block}.{after}.conv", f"up.{up}.upsample.conv"
+                )
             block += 1
 
 
 def _unet_res(source: str, target: str, skip: bool) -> Iterator[Row]:
-    yield from _layer(f"{source}.in_layers.0", f"{target}.norm_1")
-    yield from _layer(f"{source}.in_layers.2", f"{target}.conv_1")
-    yield from _layer(f"{source}.emb_layers.1", f"{target}.time_projection")
-    yield from _layer(f"{source}.out_layers.0", f"{target}.norm_2")
-    yield from _layer(f"{source}.out_layers.3", f"{target}.conv_2")
+    yield from layer_rows(f"{source}.in_layers.0", f"{target}.norm_1")
+    yield from layer_rows(f"{source}.in_layers.2", f"{target}.conv_1")
+    yield from layer_rows(f"{source}.emb_layers.1", f"{target}.time_projection")
+    yield from layer_rows(f"{source}.out_layers.0", f"{target}.norm_2")
+    yield from layer_rows(f"{source}.out_layers.3", f"{target}.conv_2")
     if skip:
-        yield from _layer(f"{source}.skip_connection", f"{target}.skip")
+        yield from layer_rows(f"{source}.skip_connection", f"{target}.skip")
 
 
-def _transformer(source: str, target: str) -> Iterator[Row]:
+def transformer_rows(source: str, target: str) -> Iterator[Row]:
+    """Rows of a spatial transformer."""
     block = f"{source}.transformer_blocks.0"
-    yield from _layer(f"{source}.norm", f"{target}.norm")
-    yield from _layer(f"{source}.proj_in", f"{target}.proj_in")
-    yield from _layer(f"{block}.norm1", f"{target}.norm_1")
+    yield from layer_rows(f"{source}.norm", f"{target}.norm")
+    yield from layer_rows(f"{source}.proj_in", f"{target}.proj_in")
+    yield from layer_rows(f"{block}.norm1", f"{target}.norm_1")
     yield from _attention(f"{block}.attn1", f"{target}.self_attention")
-    yield from _layer(f"{block}.norm2", f"{target}.norm_2")
+    yield from layer_rows(f"{block}.norm2", f"{target}.norm_2")
     yield from _attention(f"{block}.attn2", f"{target}.cross_attention")
-    yield from _layer(f"{block}.norm3", f"{target}.norm_3")
-    yield from _layer(f"{block}.ff.net.0.proj", f"{target}.feed_forward.proj_in")
-    yield from _layer(f"{block}.ff.net.2", f"{target}.feed_forward.proj_out")
-    yield from _layer(f"{source}.proj_out", f"{target}.proj_out")
+    yield from layer_rows(f"{block}.norm3", f"{target}.norm_3")
+    yield from layer_rows(f"{block}.ff.net.0.proj", f"{target}.feed_forward.proj_in")
+    yield from layer_rows(f"{block}.ff.net.2", f"{target}.feed_forward.proj_out")
+    yield from layer_rows(f"{source}.proj_out", f"{target}.proj_out")
 
 
 def _attention(source: str, target: str) -> Iterator[Row]:
     yield from _projection(f"{source}.to_q", f"{target}.to_q")
     yield from _projection(f"{source}.to_k", f"{target}.to_k")
     yield from _projection(f"{source}.to_v", f"{target}.to_v")
-    yield from _layer(f"{source}.to_out.0", f"{target}.to_out")
+    yield from layer_rows(f"{source}.to_out.0", f"{target}.to_out")
 
 
 def text_table(layers: int) -> list[Row]:
@@ -169,14 +182,14 @@ def text_table(layers: int) -> list[Row]:
 def _text_rows(layers: int) -> Iterator[Row]:
     yield ("embeddings.token_embedding.weight",), "tower.token_embedding.weight"
     yield ("embeddings.position_embedding.weight",), "tower.positional_embedding"
-    yield from _layer("final_layer_norm", "tower.ln_final")
+    yield from layer_rows("final_layer_norm", "tower.ln_final")
     for i in range(layers):
         source, target = f"encoder.layers.{i}", f"tower.transformer.resblocks.{i}"
         for kind in ("weight", "bias"):
             qkv = tuple(f"{source}.self_attn.{name}_proj.{kind}" for name in "qkv")
             yield qkv, f"{target}.attn.in_proj_{kind}"
-        yield from _layer(f"{source}.self_attn.out_proj", f"{target}.attn.out_proj")
-        yield from _layer(f"{source}.layer_norm1", f"{target}.ln_1")
-        yield from _layer(f"{source}.layer_norm2", f"{target}.ln_2")
-        yield from _layer(f"{source}.mlp.fc1", f"{target}.mlp.c_fc")
-        yield from _layer(f"{source}.mlp.fc2", f"{target}.mlp.c_proj")
+        yield from layer_rows(f"{source}.self_attn.out_proj", f"{target}.attn.out_proj")
+        yield from layer_rows(f"{source}.layer_norm1", f"{target}.ln_1")
+        yield from layer_rows(f"{source}.layer_norm2", f"{target}.ln_2")
+        yield from layer_rows(f"{source}.mlp.fc1", f"{target}.mlp.c_fc")
+        yield from layer_rows(f"{source}.mlp.fc2", f"{target}.mlp.c_proj")

@@ -41,7 +41,10 @@ def test_every_parameter_is_filled_from_the_file(embedded: nti.StableDiffusion) 
         ({"model.diffusion_model.extra": torch.ones(1)}, "unknown key model.diffusion_model.extra"),
         ({WEIGHT: torch.ones(4, 64, 1, 1)}, r"got shape \(4, 64, 1, 1\), expected \(4, 64, 3, 3\)"),
         ({WEIGHT: torch.full((4, 64, 3, 3), torch.nan)}, "not finite"),
-        ({WEIGHT: torch.ones(4, 64, 3, 3, dtype=torch.int32)}, "expected floating point"),
+        (
+            {WEIGHT: torch.ones(4, 64, 3, 3, dtype=torch.int32)},
+            "got I32, expected one of F64, F32, F16, BF16",
+        ),
     ],
     ids=["missing", "unknown", "misshapen", "not-finite", "integer"],
 )

@@ -1,7 +1,5 @@
 """The networks against diffusers' and transformers' on the same random weights."""
 
-import dataclasses
-
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -9,35 +7,21 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
 )
-from nti.weights_loader.sd_v1 import PREFIXES
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from checkpoints import spelled
 from nti.config import ModelConfig
-from nti.model import StableDiffusion, rename_tables
-from tiny import TINY, make_model
+from nti.model import StableDiffusion, layouts
+from tiny import SD_LIKE, TINY, make_model
 from tolerances import assert_close
-
-SD_LIKE = dataclasses.replace(
-    TINY,
-    unet=dataclasses.replace(
-        TINY.unet, channel_multipliers=(1, 2, 4, 4), res_blocks=2, attention_levels=(0, 1, 2)
-    ),
-    vae=dataclasses.replace(TINY.vae, channel_multipliers=(1, 2, 4, 4), res_blocks=2),
-)
 
 CONFIGS = pytest.mark.parametrize("config", [TINY, SD_LIKE], ids=["embedded-like", "sd-v1-like"])
 
 
 def original_keys(model: StableDiffusion) -> dict[str, Tensor]:
     """The model's weights in the original layout."""
-    keys = {}
-    for name, network in (("unet", model.unet), ("vae", model.vae), ("text", model.text)):
-        state = network.state_dict()
-        for sources, target in rename_tables(model.config)[name]:
-            for source, part in zip(sources, state[target].chunk(len(sources)), strict=True):
-                keys[PREFIXES[name] + source] = part
-    return keys
+    return spelled(model, "unet") | spelled(model, "vae") | spelled(model, "text")
 
 
 def theirs_unet(config: ModelConfig) -> UNet2DConditionModel:
@@ -107,7 +91,7 @@ def test_text_tower_is_transformers_text_model() -> None:
         )
     )
     theirs = theirs.double().eval()
-    prefix = PREFIXES["text"]
+    prefix = layouts(TINY)["text"][0].prefix
     weights = {
         key.removeprefix(prefix): value
         for key, value in original_keys(model).items()
