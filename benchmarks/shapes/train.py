@@ -13,14 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nti.weights_loader.sd_v1 import PREFIXES
 from safetensors.torch import save_file
 from torch import Tensor
 
 from captions import VOCABULARY
 from dataset import HELD_OUT, load_pixels
 from nti.config import ModelConfig
-from nti.model import CONFIG_KEY, rename_tables
+from nti.model import CONFIG_KEY, layouts
 from nti.networks.tokenizer import Tokenizer
 from nti.networks.vae import VAE
 from scene import SIZE, random_scene, render
@@ -67,12 +66,12 @@ def export(
     kept[used] = table[used]
     networks = {"unet": diffusion.unet, "vae": vae, "text": diffusion.text}
     tensors: dict[str, Tensor] = {}
-    for name, rows in rename_tables(config).items():
+    for name, (original, *_) in layouts(config).items():
         state = {**networks[name].state_dict(), "tower.token_embedding.weight": kept}
-        for sources, target in rows:
+        for sources, target in original.rows:
             parts = state[target].chunk(len(sources))
             for source, part in zip(sources, parts, strict=True):
-                tensors[PREFIXES[name] + source] = part.half().cpu().contiguous()
+                tensors[original.prefix + source] = part.half().cpu().contiguous()
     metadata = {CONFIG_KEY: config.to_json(), "card": json.dumps(card)}
     save_file(tensors, path, metadata=metadata)
     print(f"wrote {path}: {path.stat().st_size / 1e6:.2f} MB")
@@ -88,7 +87,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scenes", type=int, default=48_000)
     parser.add_argument("--vae-steps", type=int, default=6_500)
-    parser.add_argument("--steps", type=int, default=5_000)
+    parser.add_argument("--steps", type=int, default=11_000)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     device = torch.device(options.device)
