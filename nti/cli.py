@@ -1,4 +1,4 @@
-"""The command line: `nti demo | invert | reconstruct | edit | attention | inspect`.
+"""The command line: `nti demo | invert | reconstruct | edit | align | attention | inspect`.
 
 Nothing heavy is imported before a command runs, so `nti --help` answers at once.
 """
@@ -93,6 +93,14 @@ def _parser() -> argparse.ArgumentParser:
     edit = commands.add_parser("edit", parents=[common], help="edit an inverted image by its words")
     _edit_options(edit)
     edit.set_defaults(run=_edit)
+
+    align = commands.add_parser(
+        "align", help="show which source token each token of an edited prompt attends as"
+    )
+    align.add_argument("source", metavar="SOURCE", help="what the image shows")
+    align.add_argument("target", metavar="TARGET", help="the edited prompt")
+    align.add_argument("--mode", default="auto", help="auto (default), replace or refine")
+    align.set_defaults(run=_align)
 
     attention = commands.add_parser(
         "attention", parents=[common], help="show where each token attends"
@@ -270,6 +278,17 @@ def _edit(options: argparse.Namespace) -> None:
         path = output if len(result.images) == 1 else output.with_stem(f"{output.stem}-{number}")
         image.save(path)
         print(f"wrote {path} ({result.alignments[number - 1].mode}: {prompt})")
+
+
+def _align(options: argparse.Namespace) -> None:
+    from nti.editing.alignment import align
+    from nti.editing.alignment_table import describe, token_table
+    from nti.networks.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer()
+    source, target = tokenizer.encode(options.source), tokenizer.encode(options.target)
+    alignment = align(options.mode, source, target)
+    print(f"{token_table(source, target)}\n\n{describe(alignment, source, target)}")
 
 
 def _attention(options: argparse.Namespace) -> None:

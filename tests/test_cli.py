@@ -97,6 +97,28 @@ def test_several_prompts_are_numbered(
     assert "(replace: a green" in (said := capsys.readouterr().out) and "(refine: a striped" in said
 
 
+def test_align_prints_the_tokens_and_who_receives_whose_attention(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("nti.cli._load", lambda options: pytest.fail("a checkpoint was loaded"))
+    prompts = ["A  Cat, next to a mirror frame", "a capybara, next to a mirror frame"]
+    assert main(["align", *prompts]) == 0
+    said = capsys.readouterr().out
+    assert " 2   2368 cat" in said and "1289 cap" in said
+    assert (
+        "replace: 'a cat, next to a mirror frame' -> 'a capybara, next to a mirror frame'" in said
+    )
+    assert "4 bara               <- 2 cat x 0.333" in said
+    assert main(["align", *prompts, "--mode", "refine"]) == 0
+    assert "4 bara               <- own" in capsys.readouterr().out
+
+
+def test_align_says_what_an_over_long_prompt_loses(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["align", "a cat", "a cat " * 37 + "in a mirror frame", "--mode", "refine"]) == 0
+    warning = "nti: warning: the prompt is longer than 75 tokens; this was cut: 'a mirror frame'"
+    assert capsys.readouterr().err.splitlines() == [warning]
+
+
 @pytest.mark.parametrize("words", [[], ["--words"]], ids=["tokens", "words"])
 def test_attention_draws_a_labelled_grid(saved: Path, tmp_path: Path, words: list[str]) -> None:
     out = tmp_path / "a.png"
@@ -143,6 +165,8 @@ def test_a_word_outside_the_world_is_warned_of(
         (["edit", "{saved}", "--prompt", "a", "--self", "2", "-o", "{o}"], "self_replace: got 2"),
         (["edit", "{saved}", "--prompt", "a", "--reweight", "x", "-o", "{o}"], "expected WORD="),
         (["edit", "{saved}", "--prompt", "a", "--blend", "dog", "-o", "{o}"], "'dog' is not in"),
+        (["align", "a cat", "a big cat", "--mode", "replace"], "replace needs the same number of"),
+        (["align", "a cat", "a big cat", "--mode", "m"], "mode: got 'm', expected one of auto"),
         (["inspect", "none"], "none: no such file"),
     ],
 )

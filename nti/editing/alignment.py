@@ -4,6 +4,7 @@ Prompt-to-Prompt (Hertz et al. 2022, arXiv 2208.01626, section 3.2) gives the ed
 the source's attention: column j of M says whose token j receives, k_j = 1 leaves it its own.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,20 +16,26 @@ from torch import Tensor
 from nti.networks.tokenizer import TokenizedPrompt, clean
 
 __all__ = [
+    "MODES",
     "Alignment",
     "Mode",
     "Word",
+    "align",
     "align_refine",
     "align_replace",
     "choose_mode",
-    "describe",
     "has_word",
     "identity",
     "token_positions",
     "words_of",
 ]
 
+logger = logging.getLogger(__name__)
+
 Mode = Literal["replace", "refine", "reweight"]
+
+MODES = ("auto", "replace", "refine", "reweight")
+"""What a user may ask for; `auto` is `choose_mode`."""
 
 _RUN = r"[\p{L}\p{N}][\p{L}\p{N}\p{M}]*"
 _WORD = regex.compile(rf"{_RUN}(?:['-]{_RUN})*")
@@ -94,6 +101,26 @@ def identity(length: int = 77) -> Alignment:
     return Alignment(torch.eye(length, dtype=torch.float64), own, "reweight")
 
 
+def align(mode: str, source: TokenizedPrompt, target: TokenizedPrompt) -> Alignment:
+    """Align two prompts in one of `MODES`.
+
+    ValueError for another mode, or for prompts that it does not fit.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode: got {mode!r}, expected one of {', '.join(MODES)}")
+    if mode == "auto":
+        mode = choose_mode(source, target)
+        logger.info("mode: %s for %r", mode, target.text)
+    if mode == "reweight":
+        if source.ids != target.ids:
+            raise ValueError(
+                f"mode: got 'reweight' for {source.text!r} and {target.text!r}, expected the same"
+                f" prompt twice; use replace or refine, which take reweight too"
+            )
+        return identity(len(source.ids))
+    return align_replace(source, target) if mode == "replace" else align_refine(source, target)
+
+
 def align_replace(source: TokenizedPrompt, target: TokenizedPrompt) -> Alignment:
     """Map the i-th source word to the i-th target word, and punctuation and pads in order.
 
@@ -137,27 +164,6 @@ def align_refine(source: TokenizedPrompt, target: TokenizedPrompt) -> Alignment:
     ):
         mapping[row, column] = 1.0
     return _with_pads(mapping, source, target, "refine")
-
-
-def describe(alignment: Alignment, source: TokenizedPrompt, target: TokenizedPrompt) -> str:
-    """Return a table for people: each target token and the source tokens whose map it receives."""
-    lines = [f"{alignment.mode}: {source.text!r} -> {target.text!r}"]
-    for column in range(target.end + 1):
-        weights = alignment.mapping[:, column]
-        parts = []
-        for row in weights.nonzero().flatten().tolist():
-            share = "" if weights[row] == 1 else f" x {weights[row].item():.3g}"
-            parts.append(_label(source, row) + share)
-        if alignment.own[column]:
-            parts.append("own")
-        lines.append(f"{_label(target, column):<20} <- {' + '.join(parts) or 'nothing'}")
-    own = int(alignment.own[target.end + 1 :].sum())
-    padding = len(target.ids) - target.end - 1
-    lines.append(f"{padding} more pads: {padding - own} from the source, {own} own")
-    unused = [r for r in range(source.end) if not alignment.mapping[r].any()]
-    if unused:
-        lines.append("unused: " + ", ".join(_label(source, row) for row in unused))
-    return "\n".join(lines)
 
 
 def _tokens_in(prompt: TokenizedPrompt, start: int, end: int) -> tuple[int, ...]:
@@ -227,12 +233,3 @@ def _global_alignment(source: Sequence[int], target: Sequence[int]) -> list[tupl
             i, j = i - 1, j - 1
             pairs.append((i, j))
     return pairs
-
-
-def _label(prompt: TokenizedPrompt, position: int) -> str:
-    """Return a position and what stands there."""
-    if position == 0:
-        return "0 <start>"
-    if position < prompt.end:
-        return f"{position} {prompt.pieces[position - 1]}"
-    return f"{position} {'<end>' if position == prompt.end else '<pad>'}"

@@ -2,7 +2,6 @@
 inversion.
 """
 
-import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,13 +13,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from nti.editing.alignment import (
-    Alignment,
-    align_refine,
-    align_replace,
-    choose_mode,
-    identity,
-)
+from nti.editing.alignment import Alignment, align
 from nti.editing.controls import (
     ControlSchedule,
     CrossWindow,
@@ -34,15 +27,10 @@ from nti.image import to_pil
 from nti.inversion.record import Inversion
 from nti.inversion.sampling import check_model
 from nti.model import StableDiffusion
-from nti.networks.tokenizer import TokenizedPrompt
 from nti.sampling.schedule import ddim_step
 from nti.sampling.step import guided_noise
 
-__all__ = ["MODES", "EditResult", "edit"]
-
-logger = logging.getLogger(__name__)
-
-MODES = ("auto", "replace", "refine", "reweight")
+__all__ = ["EditResult", "edit"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +111,7 @@ def edit(
         source = model.tokenizer.encode(inversion.prompt)
         targets = [model.tokenizer.encode(prompt) for prompt in prompts]
     modes = _each("mode", mode, count)
-    alignments = tuple(_align(m, source, target) for m, target in zip(modes, targets, strict=True))
+    alignments = tuple(align(m, source, target) for m, target in zip(modes, targets, strict=True))
     local_blend = LocalBlend.create(
         source, targets, _each("blend", blend, count), _each("subtract", subtract, count)
     )
@@ -164,22 +152,6 @@ def _each(name: str, setting: Any, count: int) -> list[Any]:
             f"{name}: got a list of {len(setting)}, expected {count}, one for each edited prompt"
         )
     return setting
-
-
-def _align(mode: str, source: TokenizedPrompt, target: TokenizedPrompt) -> Alignment:
-    if mode not in MODES:
-        raise ValueError(f"mode: got {mode!r}, expected one of {', '.join(MODES)}")
-    if mode == "auto":
-        mode = choose_mode(source, target)
-        logger.info("mode: %s for %r", mode, target.text)
-    if mode == "reweight":
-        if source.ids != target.ids:
-            raise ValueError(
-                f"mode: got 'reweight' for {source.text!r} and {target.text!r}, expected the same"
-                f" prompt twice; use replace or refine, which take reweight too"
-            )
-        return identity(len(source.ids))
-    return align_replace(source, target) if mode == "replace" else align_refine(source, target)
 
 
 @dataclass(frozen=True)

@@ -4,19 +4,20 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from nti.editing.alignment import (
+    align,
     align_refine,
     align_replace,
     choose_mode,
-    describe,
     has_word,
     identity,
     token_positions,
     words_of,
 )
+from nti.editing.alignment_table import describe, token_table
 from nti.networks.tokenizer import Tokenizer
 
 # Token counts of some words: cat, dog, tiger, silver: 1; armadillo, unicycle: 2; capybara: 3.
@@ -46,6 +47,26 @@ def pairs(draw, same_words=False):
 
     first = draw(st.integers(0, 12))
     return prompt(first), prompt(first if same_words else draw(st.integers(0, 12)))
+
+
+# What people type: capitals, digits, accents, quotes, hyphens, words that BPE splits.
+TYPED = ["A", "CAT", "cat", "capybara", "Don't", "well-known", "'dog'", '"frame"', "3D", "1984"] + [
+    *("Café", "nai\u0308ve", "हिन्दी", "don’t", "x's", "(mirror)", "ß", "#1", "&amp;b")
+]
+BETWEEN = [" ", " ", "  ", ", ", "\t", "... ", " - ", " 🐱 ", " 👨‍👩‍👧, ", " ' ", " -- ", ". \n"]
+
+
+@st.composite
+def typed_pairs(draw):
+    """Draw two prompts of equally many words as people type them, some beyond 75 tokens."""
+    count = draw(st.integers(0, 30))
+
+    def prompt():
+        words = draw(st.lists(st.sampled_from(TYPED), min_size=count, max_size=count))
+        marks = draw(st.lists(st.sampled_from(BETWEEN), min_size=count + 1, max_size=count + 1))
+        return marks[0] + "".join(w + m for w, m in zip(words, marks[1:], strict=True))
+
+    return prompt(), prompt()
 
 
 def entries(alignment, rows, columns):
@@ -226,6 +247,37 @@ def test_every_source_row_of_a_replacement_sums_to_one(encode, prompts):
     assert not mapping[placed:].any()
 
 
+@quick
+@given(typed_pairs())
+def test_each_word_as_people_type_it_gives_all_its_attention_to_its_counterpart(encode, prompts):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is cut
+        source, target = map(encode, prompts)
+    ours, theirs = words_of(source), words_of(target)
+    assume(len(ours) == len(theirs))  # fails only where a prompt was cut
+    mapping = align_replace(source, target).mapping
+    for old, new in zip(ours, theirs, strict=True):
+        received = mapping[list(old.tokens)][:, list(new.tokens)].sum(1)
+        torch.testing.assert_close(received, torch.ones_like(received))
+    torch.testing.assert_close(
+        mapping[: source.end].sum(1), torch.ones(source.end, dtype=torch.float64)
+    )
+
+
+def test_a_swap_late_in_a_full_prompt_pushes_pads_not_words_past_the_end(encode):
+    """75 tokens to 75: nothing is cut. One token more, and what is cut is said."""
+    source, target = encode("cat " * 73 + "armadillo"), encode("cat " * 73 + "unicycle")
+    assert source.end == target.end == 76
+    assert torch.equal(align_replace(source, target).mapping, identity().mapping)
+    source, target = encode("cat " * 73 + "dog"), encode("cat " * 73 + "armadillo")
+    mapping = align_replace(source, target).mapping
+    assert mapping[74, 74:76].tolist() == [0.5, 0.5]
+    assert mapping[75, 76] == 1 and not mapping[76].any()
+    with pytest.warns(UserWarning, match="longer than 75 tokens; this was cut: 'bara'"):
+        target = encode("cat " * 73 + "capybara")
+    assert align_replace(source, target).mapping[74, 74:76].tolist() == [0.5, 0.5]
+
+
 # Refine
 
 
@@ -339,6 +391,24 @@ def test_identity_is_for_reweighting(encode):
 )
 def test_the_mode_follows_from_the_number_of_words(encode, source, target, mode):
     assert choose_mode(encode(source), encode(target)) == mode
+
+
+def test_an_unknown_mode_lists_the_modes(encode):
+    with pytest.raises(ValueError, match="got 'swap', expected one of auto, replace, refine, rew"):
+        align("swap", encode("a"), encode("b"))
+
+
+def test_the_token_table_numbers_both_prompts_to_the_later_end(encode):
+    table = token_table(encode("A cat,"), encode("a armadillo  cat"))
+    assert [line.split() for line in table.splitlines()] == [
+        ["source", "target"],
+        ["0", "49406", "<start>", "49406", "<start>"],
+        ["1", "320", "a", "320", "a"],
+        ["2", "2368", "cat", "37897", "armad"],
+        ["3", "267", ",", "7588", "illo"],
+        ["4", "49407", "<end>", "2368", "cat"],
+        ["5", "49407", "<pad>", "49407", "<end>"],
+    ]
 
 
 def test_the_description_shows_who_receives_whose_attention(encode):
