@@ -2,49 +2,23 @@
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.loaders.single_file_utils import (
-    convert_ldm_unet_checkpoint,
-    convert_ldm_vae_checkpoint,
-)
-from torch import Tensor
+from diffusers import AutoencoderKL
+from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+from oracle_unet import converted_unet, original_keys
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from checkpoints import spelled
 from nti.config import ModelConfig
-from nti.model import StableDiffusion, layouts
+from nti.model import layouts
 from tiny import SD_LIKE, TINY, make_model
 from tolerances import assert_close
 
 CONFIGS = pytest.mark.parametrize("config", [TINY, SD_LIKE], ids=["embedded-like", "sd-v1-like"])
 
 
-def original_keys(model: StableDiffusion) -> dict[str, Tensor]:
-    """The model's weights in the original layout."""
-    return spelled(model, "unet") | spelled(model, "vae") | spelled(model, "text")
-
-
-def theirs_unet(config: ModelConfig) -> UNet2DConditionModel:
-    unet = config.unet
-    levels = range(len(unet.channel_multipliers))
-    attends = [level in unet.attention_levels for level in levels]
-    return UNet2DConditionModel(
-        block_out_channels=unet.level_channels,
-        layers_per_block=unet.res_blocks,
-        down_block_types=["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends],
-        up_block_types=["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in attends[::-1]],
-        cross_attention_dim=unet.context_dim,
-        attention_head_dim=unet.heads,  # what it calls the number of heads
-        norm_num_groups=unet.norm_groups,
-    )
-
-
 @CONFIGS
 def test_unet_is_diffusers_unet(config: ModelConfig) -> None:
     model = make_model(config)
-    theirs = theirs_unet(config).double().eval()
-    converted = convert_ldm_unet_checkpoint(original_keys(model), dict(theirs.config))
-    theirs.load_state_dict(converted, strict=True)
+    theirs = converted_unet(model)
     g = torch.Generator().manual_seed(0)
     latent = torch.randn(3, 4, 16, 24, generator=g, dtype=torch.float64)
     context = torch.randn(3, 77, config.unet.context_dim, generator=g, dtype=torch.float64)
