@@ -96,6 +96,11 @@ class ModelConfig:
     vocabulary: tuple[str, ...] | None = None
     """The words a small model was trained on; None: any. A prompt word outside gets a warning."""
 
+    @property
+    def granularity(self) -> int:
+        """Each side of an image is a multiple of this many pixels; SD v1: 64."""
+        return int(self.vae.downsampling * 2 ** (len(self.unet.channel_multipliers) - 1))
+
     def to_json(self) -> str:
         """Return the configuration as JSON, for a checkpoint's metadata."""
         return json.dumps(dataclasses.asdict(self))

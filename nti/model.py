@@ -15,7 +15,7 @@ from nti.config import SD_V1, ModelConfig
 from nti.networks.control import AttentionCapture, AttentionControl
 from nti.networks.text_encoder import TextEncoder
 from nti.networks.tokenizer import Tokenizer
-from nti.networks.unet import UNet
+from nti.networks.unet import Begun, UNet
 from nti.networks.vae import VAE
 from nti.sampling.schedule import Schedule
 from nti.weights_loader import (
@@ -51,7 +51,8 @@ class StableDiffusion:
         self, config: ModelConfig, unet: UNet, vae: VAE, text: TextEncoder, tokenizer: Tokenizer
     ) -> None:
         self.config = config
-        self.unet = _freeze(unet)
+        # Convolutions read and write this layout without reordering; tokens are views of it.
+        self.unet = _freeze(unet).to(memory_format=torch.channels_last)
         self.vae = _freeze(vae)
         self.text = _freeze(text)
         self.tokenizer = tokenizer
@@ -94,9 +95,7 @@ class StableDiffusion:
         Raises ValueError for another shape, or for sides that the UNet cannot halve as often as it
         must.
         """
-        multiple = self.config.vae.downsampling * 2 ** (
-            len(self.config.unet.channel_multipliers) - 1
-        )
+        multiple = self.config.granularity
         if (
             image.ndim != 4
             or image.shape[1] != 3
@@ -142,6 +141,15 @@ class StableDiffusion:
         t = torch.as_tensor(timestep, device=latent.device).expand(latent.shape[0])
         eps, maps = self.unet(latent.to(self.dtype), t, context.to(self.dtype), control, capture)
         return eps.to(latent.dtype), maps
+
+    def begin(self, latent: Tensor, timestep: int | Tensor) -> Begun:
+        """Do what of eps_theta(z_t, t, C) does not depend on C, for `finish`."""
+        t = torch.as_tensor(timestep, device=latent.device).expand(latent.shape[0])
+        return self.unet.begin(latent.to(self.dtype), t)
+
+    def finish(self, begun: Begun, context: Tensor) -> Tensor:
+        """eps_theta(z_t, t, C) (B, 4, h, w) in the dtype of C (B, 77, C), of a latent begun."""
+        return self.unet.finish(begun, context.to(self.dtype))[0].to(context.dtype)
 
     def _warn_of_unknown_words(self, prompts: Sequence[str]) -> None:
         known = self.config.vocabulary

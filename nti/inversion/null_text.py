@@ -4,6 +4,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -76,11 +77,9 @@ def optimize_null_text(
     latents, embeddings, losses = [pivot[0]], [], []
     for i in tqdm(range(schedule.steps), "optimizing", disable=not progress):
         latent, timestep, step = latents[-1], schedule.timesteps[i], schedule.coefficients(i)
-        eps_cond = model.predict_noise(latent, timestep, cond)
-
-        def predict(embedding: Tensor, latent: Tensor = latent, timestep: int = timestep) -> Tensor:
-            return model.predict_noise(latent, timestep, embedding)
-
+        begun = model.begin(latent, timestep)
+        predict = partial(model.finish, begun)
+        eps_cond = predict(cond)
         adam = AdamState.fresh(uncond)
         active = torch.ones(uncond.shape[0], dtype=torch.bool, device=uncond.device)
         trace = uncond.new_full((uncond.shape[0], inner_steps), torch.nan)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from nti.config import UNetConfig
 from nti.networks.attention import CrossAttention, SelfAttention
 from nti.networks.control import AttentionCapture, AttentionControl, AttentionMap
+from nti.networks.frozen import Conv2d, GroupNormSiLU, geglu
 
-__all__ = ["UNet", "timestep_embedding"]
+__all__ = ["Begun", "UNet", "timestep_embedding"]
 
 RES_NORM_EPS = 1e-5
 TRANSFORMER_NORM_EPS = 1e-6
@@ -51,23 +52,23 @@ class ResBlock(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, time_dim: int, groups: int) -> None:
         super().__init__()
-        self.norm_1 = nn.GroupNorm(groups, c_in, eps=RES_NORM_EPS)
-        self.conv_1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.norm_1 = GroupNormSiLU(groups, c_in, eps=RES_NORM_EPS)
+        self.conv_1 = Conv2d(c_in, c_out, 3, padding=1)
         self.time_projection = nn.Linear(time_dim, c_out)
-        self.norm_2 = nn.GroupNorm(groups, c_out, eps=RES_NORM_EPS)
-        self.conv_2 = nn.Conv2d(c_out, c_out, 3, padding=1)
-        self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
+        self.norm_2 = GroupNormSiLU(groups, c_out, eps=RES_NORM_EPS)
+        self.conv_2 = Conv2d(c_out, c_out, 3, padding=1)
+        self.skip = nn.Identity() if c_in == c_out else Conv2d(c_in, c_out, 1)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        h = self.conv_1(F.silu(self.norm_1(x)))
+        h = self.conv_1(self.norm_1(x))
         h = h + self.time_projection(F.silu(time))[:, :, None, None]
-        h = self.conv_2(F.silu(self.norm_2(h)))
+        h = self.conv_2(self.norm_2(h))
         out: Tensor = self.skip(x) + h
         return out
 
 
 class FeedForward(nn.Module):
-    """GEGLU (Shazeer 2020, arXiv 2002.05202) with the exact GELU, four times as wide inside."""
+    """Two linear layers around GEGLU, four times as wide inside."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -75,8 +76,7 @@ class FeedForward(nn.Module):
         self.proj_out = nn.Linear(4 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.proj_in(x).chunk(2, dim=-1)
-        out: Tensor = self.proj_out(value * F.gelu(gate))
+        out: Tensor = self.proj_out(geglu(self.proj_in(x)))
         return out
 
 
@@ -90,7 +90,7 @@ class SpatialTransformer(nn.Module):
         inject = level >= config.self_injection_level
         maps_words = site != "middle" and level == config.word_map_level
         self.norm = nn.GroupNorm(config.norm_groups, channels, eps=TRANSFORMER_NORM_EPS)
-        self.proj_in = nn.Conv2d(channels, channels, 1)
+        self.proj_in = Conv2d(channels, channels, 1)
         self.norm_1 = nn.LayerNorm(channels)
         self.self_attention = SelfAttention(channels, config.heads, inject)
         self.norm_2 = nn.LayerNorm(channels)
@@ -99,37 +99,48 @@ class SpatialTransformer(nn.Module):
         )
         self.norm_3 = nn.LayerNorm(channels)
         self.feed_forward = FeedForward(channels)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
+        self.proj_out = Conv2d(channels, channels, 1)
 
-    def forward(
+    def attend_to_itself(
+        self, x: Tensor, control: AttentionControl | None, capture: AttentionCapture | None
+    ) -> Tensor:
+        """X (B, c, h, w) -> tokens (B, h * w, c) after self-attention, no context seen yet."""
+        found = self._collector(capture, "self")
+        h = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
+        h = h + self.self_attention(self.norm_1(h), control, found)
+        self._keep(capture, "self", found, x.shape[-2])
+        return h
+
+    def attend_to_context(
         self,
         x: Tensor,
+        h: Tensor,
         context: Tensor,
         control: AttentionControl | None,
         capture: AttentionCapture | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """X (B, c, h, w) -> the same shape, word maps (R, W, h, w) if this site gives them."""
+        """X and its tokens -> the shape of x, word maps (R, W, h, w) if this site gives them."""
         height, width = x.shape[-2:]
-        self_maps = _collector(capture, "self", self.level)
-        cross_maps = _collector(capture, "cross", self.level)
-        h = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
-        h = h + self.self_attention(self.norm_1(h), control, self_maps)
-        attended, maps = self.cross_attention(self.norm_2(h), context, control, cross_maps)
+        found = self._collector(capture, "cross")
+        attended, maps = self.cross_attention(self.norm_2(h), context, control, found)
         h = h + attended
         h = h + self.feed_forward(self.norm_3(h))
-        if capture is not None:
-            for kind, found in (("self", self_maps), ("cross", cross_maps)):
-                for p in found or ():
-                    p = rearrange(p, "b heads (h w) s -> b heads h w s", h=height)
-                    capture.maps.append(AttentionMap(self.site, self.level, kind, p))
+        self._keep(capture, "cross", found, height)
         if maps is not None:
             maps = rearrange(maps, "r (h w) n -> r n h w", h=height)
         return x + self.proj_out(rearrange(h, "b (h w) c -> b c h w", w=width)), maps
 
+    def _collector(self, capture: AttentionCapture | None, kind: str) -> list[Tensor] | None:
+        """Return a list to fill where maps are asked for, else None."""
+        return [] if capture is not None and capture.wants(kind, self.level) else None
 
-def _collector(capture: AttentionCapture | None, kind: str, level: int) -> list[Tensor] | None:
-    """Return a list to fill where maps are asked for, else None."""
-    return [] if capture is not None and capture.wants(kind, level) else None
+    def _keep(
+        self, capture: AttentionCapture | None, kind: str, found: list[Tensor] | None, height: int
+    ) -> None:
+        if capture is not None:
+            for p in found or ():
+                p = rearrange(p, "b heads (h w) s -> b heads h w s", h=height)
+                capture.maps.append(AttentionMap(self.site, self.level, kind, p))
 
 
 class Downsample(nn.Module):
@@ -137,7 +148,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.conv = Conv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.conv(x)
@@ -149,7 +160,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
@@ -174,13 +185,32 @@ class DownLevel(nn.Module):
             self.downsample = Downsample(channels)
             skips.append(channels)
 
+    def begin(
+        self,
+        x: Tensor,
+        time: Tensor,
+        control: AttentionControl | None,
+        capture: AttentionCapture | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run the first blocks up to where the context comes in: x, and the transformer's tokens."""
+        x = self.res[0](x, time)
+        if not self.attention:
+            return x, None
+        return x, self.attention[0].attend_to_itself(x, control, capture)
+
     def forward(
-        self, x: Tensor, time: Tensor, skips: list[Tensor], conditioning: "Conditioning"
+        self,
+        begun: tuple[Tensor, Tensor | None],
+        time: Tensor,
+        skips: list[Tensor],
+        conditioning: "Conditioning",
     ) -> Tensor:
+        x, tokens = begun
         for i, res in enumerate(self.res):
-            x = res(x, time)
+            if i > 0:
+                x, tokens = res(x, time), None
             if self.attention:
-                x = conditioning.attend(self.attention[i], x)
+                x = conditioning.attend(self.attention[i], x, tokens)
             skips.append(x)
         if self.downsample is not None:
             x = self.downsample(x)
@@ -242,13 +272,32 @@ class Conditioning:
     capture: AttentionCapture | None
     word_maps: list[Tensor]
 
-    def attend(self, transformer: nn.Module, x: Tensor) -> Tensor:
-        """Run one transformer on x (B, c, h, w), and keep its word maps if it gives any."""
-        out, maps = transformer(x, self.context, self.control, self.capture)
+    def attend(self, transformer: nn.Module, x: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Run one transformer on x (B, c, h, w), and keep its word maps if it gives any.
+
+        `tokens` are x's after self-attention, where they are known.
+        """
+        assert isinstance(transformer, SpatialTransformer)
+        if tokens is None:
+            tokens = transformer.attend_to_itself(x, self.control, self.capture)
+        out, maps = transformer.attend_to_context(
+            x, tokens, self.context, self.control, self.capture
+        )
         if maps is not None:
             self.word_maps.append(maps)
-        result: Tensor = out
-        return result
+        return out
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A forward pass up to its first look at the context: the same whatever the context is."""
+
+    time: Tensor
+    """The time embedding (B, 4c)."""
+    stem: Tensor
+    """The input convolution's output, which is the first skip."""
+    first: tuple[Tensor, Tensor | None]
+    """Where the finest level stands: see `DownLevel.begin`."""
 
 
 class UNet(nn.Module):
@@ -260,7 +309,7 @@ class UNet(nn.Module):
         widths = config.level_channels
         levels = range(len(widths))
         self.time_embedding = TimeEmbedding(config.channels)
-        self.conv_in = nn.Conv2d(config.latent_channels, config.channels, 3, padding=1)
+        self.conv_in = Conv2d(config.latent_channels, config.channels, 3, padding=1)
         skips = [config.channels]
         self.down = nn.ModuleList(DownLevel(config, level, skips) for level in levels)
         self.middle = Middle(config)
@@ -268,8 +317,8 @@ class UNet(nn.Module):
             UpLevel(config, level, widths[min(level + 1, len(widths) - 1)], skips)
             for level in reversed(levels)
         )
-        self.norm_out = nn.GroupNorm(config.norm_groups, config.channels, eps=RES_NORM_EPS)
-        self.conv_out = nn.Conv2d(config.channels, config.latent_channels, 3, padding=1)
+        self.norm_out = GroupNormSiLU(config.norm_groups, config.channels, eps=RES_NORM_EPS)
+        self.conv_out = Conv2d(config.channels, config.latent_channels, 3, padding=1)
 
     def forward(
         self,
@@ -293,15 +342,42 @@ class UNet(nn.Module):
             over heads and over the sites of `config.word_map_level`, or None.
 
         """
-        conditioning = Conditioning(context, control, capture, word_maps=[])
+        begun = self.begin(latent, timestep, control, capture)
+        return self.finish(begun, context, control, capture)
+
+    def begin(
+        self,
+        latent: Tensor,
+        timestep: Tensor,
+        control: AttentionControl | None = None,
+        capture: AttentionCapture | None = None,
+    ) -> Begun:
+        """Do all that does not depend on the context; arguments as for `forward`.
+
+        Null-text optimization asks for the noise of one latent under many embeddings.
+        """
         time = self.time_embedding(timestep)
-        x = self.conv_in(latent)
-        skips = [x]
-        for level in self.down:
-            x = level(x, time, skips, conditioning)
+        stem = self.conv_in(latent)
+        first = self.down[0]
+        assert isinstance(first, DownLevel)
+        return Begun(time, stem, first.begin(stem, time, control, capture))
+
+    def finish(
+        self,
+        begun: Begun,
+        context: Tensor,
+        control: AttentionControl | None = None,
+        capture: AttentionCapture | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Do the rest: `forward`'s results."""
+        conditioning = Conditioning(context, control, capture, word_maps=[])
+        time, skips = begun.time, [begun.stem]
+        x = self.down[0](begun.first, time, skips, conditioning)
+        for level in self.down[1:]:
+            x = level(level.begin(x, time, control, capture), time, skips, conditioning)
         x = self.middle(x, time, conditioning)
         for level in self.up:
             x = level(x, time, skips, conditioning)
-        eps: Tensor = self.conv_out(F.silu(self.norm_out(x)))
+        eps: Tensor = self.conv_out(self.norm_out(x))
         maps = torch.stack(conditioning.word_maps).mean(dim=0) if conditioning.word_maps else None
         return eps, maps
