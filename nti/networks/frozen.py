@@ -23,6 +23,7 @@ class Conv2d(nn.Conv2d):
     """Convolution that saves nothing but its weights."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, c_in, h, w) -> (B, c_out, h', w')."""
         if self.weight.requires_grad:
             return super().forward(x)
         out: Tensor = _Conv2d.apply(x, self.weight, self.bias, self.stride, self.padding)
@@ -57,6 +58,7 @@ class GroupNormSiLU(nn.GroupNorm):
     """silu(GroupNorm(x)), which saves x and two numbers a group."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, c, h, w) -> the same shape."""
         if self.weight.requires_grad:
             return F.silu(super().forward(x))
         out: Tensor = _GroupNormSiLU.apply(x, self.weight, self.bias, self.num_groups, self.eps)[0]

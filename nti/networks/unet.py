@@ -192,7 +192,7 @@ class DownLevel(nn.Module):
         control: AttentionControl | None,
         capture: AttentionCapture | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Run the first blocks up to where the context comes in: x, and the transformer's tokens."""
+        """Run the first blocks up to where the context comes in: x, the transformer's tokens."""
         x = self.res[0](x, time)
         if not self.attention:
             return x, None

@@ -2,11 +2,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from published_batch import Controller, published_edit
 
 from nti import EditResult, Inversion, StableDiffusion, edit, reconstruct
 from nti.editing.controls import cross_windows, equalizer
 from nti.networks.control import AttentionCapture, AttentionControl
+from published_batch import Controller, published_edit
 from tolerances import assert_close, relative_error
 
 TIGER = "a tiger sitting next to a mirror"

@@ -31,7 +31,7 @@ IMAGE = normal(1, 3, 128, 128).tanh()
 
 
 def fill(network: nn.Module) -> nn.Module:
-    """Random weights of unit gain, no norm at its identity, each exactly a half-precision number."""
+    """Random weights of unit gain, no norm at its identity, all exact in half precision."""
     torch.manual_seed(0)
     for parameter in network.parameters():
         if parameter.ndim > 1:

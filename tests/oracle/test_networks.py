@@ -4,11 +4,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
-from oracle_unet import converted_unet, original_keys
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from nti.config import ModelConfig
 from nti.model import layouts
+from oracle_unet import converted_unet, original_keys
 from tiny import SD_LIKE, TINY, make_model
 from tolerances import assert_close
 

@@ -3,10 +3,10 @@
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from oracle_unet import converted_unet
 from torch import Tensor
 
 import nti
+from oracle_unet import converted_unet
 from tiny import SD_LIKE, make_model
 from tolerances import RELATIVE_OPTIMIZED, assert_close, relative_error
 

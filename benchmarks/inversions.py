@@ -1,0 +1,71 @@
+"""Section `inversion`: the whole of it, by images a batch: seconds an image, and how well it comes
+back.
+
+With the embedded model, whose weights are real; on CUDA with random weights at Stable Diffusion
+v1's size as well, where only the time means something.
+"""
+
+from statistics import mean
+
+import torch
+from torch import Tensor
+
+from cases import random_model
+from nti import Inversion, invert, load_model, reconstruct
+from nti.config import SD_V1
+from nti.demo import sample_captions, sample_image
+from nti.image import load_image
+from nti.model import StableDiffusion
+from rows import Row, make_row
+from timing import interleaved
+
+__all__ = ["inversions"]
+
+
+def inversions(repeats: int, steps: int, device: torch.device) -> list[Row]:
+    """Invert batches of the package's sample images."""
+    rows = []
+    for dtype in [torch.float32] if device.type == "cpu" else [torch.float32, torch.float16]:
+        model = load_model(device=device, dtype=dtype)
+        rows += _by_batch(model, "embedded model", (1, 2, 6), repeats, steps)
+    if device.type == "cuda":
+        model = random_model(SD_V1, torch.float16, device, whole=True)
+        rows += _by_batch(model, "Stable Diffusion v1, 512 px", (1, 4), repeats, steps)
+    return rows
+
+
+def _by_batch(
+    model: StableDiffusion, name: str, batches: tuple[int, ...], repeats: int, steps: int
+) -> list[Row]:
+    captions = list(sample_captions().items())
+    made: dict[int, list[Inversion]] = {}
+
+    def run(batch: int) -> None:
+        some = [captions[i % len(captions)] for i in range(batch)]
+        images = [str(sample_image(sample)) for sample, _ in some]
+        made[batch] = invert(model, images, [caption for _, caption in some], steps=steps)
+
+    times = interleaved({str(b): lambda b=b: run(b) for b in batches}, repeats, warmup=0)
+    rows = []
+    for batch in batches:
+        rows.append(
+            make_row(
+                "inversion", "nti", f"{name}, batch {batch}, {steps} steps", dtype=model.dtype,
+                milliseconds=[t / batch for t in times[str(batch)]],
+                quality=mean(_psnr(model, record) for record in made[batch][:1]),
+                unit="dB from the decoded pivot, first image",
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _psnr(model: StableDiffusion, record: Inversion) -> float:
+    """Of the reconstruction, against the decoded z_0: in pixels of peak 255."""
+    bound = model.decode_latent(record.pivot[-1:].to(model.device))
+    again = load_image(reconstruct(model, record), bound.shape[-1]).to(bound)
+    error = (_rounded(bound) - _rounded(again)).square().mean()
+    return float(10 * torch.log10(255.0**2 / error.clamp_min(1e-12)))
+
+
+def _rounded(image: Tensor) -> Tensor:
+    return ((image + 1) * 127.5).round()

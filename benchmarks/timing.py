@@ -1,0 +1,56 @@
+"""Interleaved timing, and peak memory of a process of its own."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+__all__ = ["child_peak_mib", "interleaved", "own_peak_mib"]
+
+
+def interleaved(
+    providers: Mapping[str, Callable[[], object]], repeats: int, *, warmup: int = 1
+) -> dict[str, list[float]]:
+    """Call the providers in turns; milliseconds of each call but the first `warmup` ones.
+
+    Turns make a machine that slows down slow for all; the order changes with every turn.
+    """
+    times: dict[str, list[float]] = {name: [] for name in providers}
+    names = list(providers)
+    for turn in range(-warmup, repeats):
+        for name in names if turn % 2 else reversed(names):
+            _synchronize()
+            started = time.perf_counter()
+            providers[name]()
+            _synchronize()
+            if turn >= 0:
+                times[name].append(1e3 * (time.perf_counter() - started))
+    return times
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def child_peak_mib(arguments: list[str]) -> float:
+    """Run this program again with other arguments; return the peak that it prints last."""
+    done = subprocess.run(
+        [sys.executable, sys.argv[0], *arguments], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{arguments}: {done.stderr[-2000:]}")
+    return float(done.stdout.split()[-1])
+
+
+def own_peak_mib() -> float:
+    """Peak memory of this process so far: of the GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    # Not getrusage: its maximum is inherited from the process that started this one.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (high,) = [line.split()[1] for line in lines if line.startswith("VmHWM")]
+    return int(high) / 1024
