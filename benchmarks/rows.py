@@ -11,7 +11,7 @@ from statistics import quantiles
 
 import torch
 
-__all__ = ["Row", "make_row", "read_rows", "write_rows"]
+__all__ = ["Row", "environment", "make_row", "read_rows", "write_rows"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def make_row(
         peak_mib=round(peak_mib, 1),
         quality=float(f"{quality:.3g}"),
         unit=unit,
-        device=_device(),
+        device=environment(),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         triton=_version("triton"),
@@ -109,7 +109,8 @@ def _parse(kind: object, text: str) -> str | int | float | bool:
     return text
 
 
-def _device() -> str:
+def environment() -> str:
+    """Return the device in words."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     names = [

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from cases import QUICK
-from edits import edits
 from inversions import inversions
 from load import load
 from load import peak as load_peak
 from nti.config import SD_V1
+from p2p import edits
 from rows import Row, write_rows
 from step import peak as step_peak
 from step import step

@@ -4,6 +4,7 @@ import logging
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +18,8 @@ from nti.networks.text_encoder import TextEncoder
 from nti.networks.tokenizer import Tokenizer
 from nti.networks.unet import Begun, UNet
 from nti.networks.vae import VAE
-from nti.sampling.schedule import Schedule
+from nti.sampling.schedule import Schedule, StepCoefficients
+from nti.sampling.step import AdamState, guided_step, null_text_iteration
 from nti.weights_loader import (
     Layout,
     network_files,
@@ -141,6 +143,41 @@ class StableDiffusion:
         t = torch.as_tensor(timestep, device=latent.device).expand(latent.shape[0])
         eps, maps = self.unet(latent.to(self.dtype), t, context.to(self.dtype), control, capture)
         return eps.to(latent.dtype), maps
+
+    def guided_step(
+        self,
+        latent: Tensor,
+        timestep: int | Tensor,
+        uncond: Tensor,
+        cond: Tensor,
+        coefficients: StepCoefficients,
+        guidance_scale: float | Tensor,
+    ) -> Tensor:
+        """z_t -> z_{t-1}: see `nti.sampling.step.guided_step`."""
+        return guided_step(
+            lambda z, c: self.predict_noise(z, timestep, c),
+            latent, uncond, cond, coefficients, guidance_scale,
+        )  # fmt: skip
+
+    def null_text_iteration(
+        self,
+        begun: Begun,
+        uncond: Tensor,
+        adam: AdamState,
+        latent: Tensor,
+        eps_cond: Tensor,
+        target: Tensor,
+        coefficients: StepCoefficients,
+        guidance_scale: float | Tensor,
+        learning_rate: float | Tensor,
+        active: Tensor,
+    ) -> tuple[Tensor, AdamState, Tensor]:
+        """One inner iteration on a latent begun: see `nti.sampling.step.null_text_iteration`."""
+        return null_text_iteration(
+            partial(self.finish, begun),
+            uncond, adam, latent, eps_cond, target, coefficients, guidance_scale, learning_rate,
+            active,
+        )  # fmt: skip
 
     def begin(self, latent: Tensor, timestep: int | Tensor) -> Begun:
         """Do what of eps_theta(z_t, t, C) does not depend on C, for `finish`."""

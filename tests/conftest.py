@@ -1,14 +1,31 @@
 """Models shared by the tests: the tiny random one in float64, and the embedded one."""
 
+import csv
+from pathlib import Path
+
 import pytest
 import torch
 
 from nti import Inversion, StableDiffusion, invert, load_model
 from tiny import make_model
+from tolerances import MEASURED
 
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it brings
 
 PROMPT = "a cat sitting next to a mirror"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--errors", type=Path, help="write each test's largest relative error (CSV)")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    path = session.config.getoption("--errors")
+    if path is not None and exitstatus == 0:
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["test", "dtype", "error"])
+            writer.writerows((*key, f"{error:.1e}") for key, error in sorted(MEASURED.items()))
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ STEPS, INNER_STEPS = 50, 10
 BATCH = 16
 """Scenes inverted at once."""
 PUBLISHED_GUIDANCE = 7.5
-CURVE = (1.5, 3.0, 5.0, 7.5)
+CURVE = (1.5, 2.0, 3.0, 4.0, 5.0, 7.5)
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,11 @@ class Row:
     name: str
     value: float
     unit: str
+    dtype: str
     device: str
     torch: str
     commit: str
+    dirty: bool
 
 
 TEST, CHOICE = 1_000, 2_000
@@ -154,10 +156,21 @@ def invert_all(
 class EditScore:
     """What one edit came to."""
 
+    seed: int
+    source: str
+    prompt: str
     kind: str
-    correct: bool
+    expected: str
+    found: str
     untouched: float
+    """dB, NaN where nothing is untouched."""
     whole: float
+    """dB."""
+
+    @property
+    def correct(self) -> bool:
+        """Whether the changed attribute is there."""
+        return self.found == self.expected
 
 
 def score_edits(model: StableDiffusion, inverted: Inverted) -> list[EditScore]:
@@ -177,7 +190,16 @@ def score_edit(case: EditCase, scene: Scene, image: Pixels) -> EditScore:
         untouched = untouched_psnr(image, truth, render(scene))
     except ValueError:  # nothing is untouched
         untouched = float("nan")
-    return EditScore(case.kind, case.read(image) == case.expected, untouched, psnr(image, truth))
+    return EditScore(
+        seed=scene.seed,
+        source=scene.caption(),
+        prompt=case.prompt,
+        kind=case.kind,
+        expected=case.expected,
+        found=case.read(image),
+        untouched=round(untouched, 2),
+        whole=round(psnr(image, truth), 2),
+    )
 
 
 def edit_figures(scores: Sequence[EditScore]) -> Iterator[tuple[str, float, str]]:
@@ -203,7 +225,9 @@ def default(model: StableDiffusion, options: argparse.Namespace) -> Iterator[Row
     w = model.config.guidance_scale
     inverted = invert_all(model, held_out(TEST, options.scenes), w, options.work)
     yield from _reconstruction_rows(inverted, w)
-    yield from _edit_rows(score_edits(model, inverted), inverted, w)
+    scores = score_edits(model, inverted)
+    _write(scores, options.out / "shapes-edits.csv")
+    yield from _edit_rows(scores, inverted, w)
 
 
 def guidance(model: StableDiffusion, options: argparse.Namespace) -> Iterator[Row]:
@@ -222,7 +246,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sections", nargs="+", choices=SECTIONS)
     parser.add_argument("--scenes", type=int, default=64)
-    parser.add_argument("--curve-scenes", type=int, default=4)
+    parser.add_argument("--curve-scenes", type=int, default=16)
     parser.add_argument("--work", type=Path, default=Path("train/inversions"))
     parser.add_argument("--checkpoint", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
@@ -231,6 +255,8 @@ def main() -> None:
     started = time.monotonic()
     for section in options.sections:
         rows = list(SECTIONS[section](model, options))
+        for row in rows:
+            print(f"w {row.guidance:g}: {row.name}: {row.value:g} {row.unit}")
         _write(rows, options.out / f"shapes-{section}.csv")
     print(f"{time.monotonic() - started:.0f} s")
 
@@ -248,24 +274,34 @@ def _edit_rows(scores: Sequence[EditScore], inverted: Inverted, guidance: float)
 
 def _row(scenes: int, guidance: float, name: str, value: float, unit: str) -> Row:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
-    head = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(head, capture_output=True, text=True).stdout.strip()
-    rounded = round(value, 3)
-    return Row(scenes, guidance, name, rounded, unit, device, torch.__version__, commit)
+    return Row(
+        scenes=scenes,
+        guidance=guidance,
+        name=name,
+        value=round(value, 3),
+        unit=unit,
+        dtype="float16" if torch.cuda.is_available() else "float32",
+        device=device,
+        torch=torch.__version__,
+        commit=_git("rev-parse", "--short", "HEAD"),
+        dirty=bool(_git("status", "--porcelain", "--untracked-files=no")),
+    )
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True).stdout.strip()
 
 
 def _processor() -> str:
     return f"{torch.get_num_threads()} CPU cores {platform.machine()}"
 
 
-def _write(rows: Sequence[Row], path: Path) -> None:
+def _write(rows: Sequence[Row] | Sequence[EditScore], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Row)])
+        writer = csv.DictWriter(file, [f.name for f in fields(rows[0])])
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
-    for row in rows:
-        print(f"w {row.guidance:g}: {row.name}: {row.value:g} {row.unit}")
     print(f"wrote {path}", flush=True)
 
 

@@ -125,6 +125,8 @@ class ControlSchedule:
     """[first, past the last) step of injected self-attention."""
     words: Tensor | None
     """(1 + E, 77, W) indicator columns of words whose maps are wanted, for local blend."""
+    needs_source: tuple[bool, ...]
+    """(T,) whether an edit still receives the source's attention, or its maps are summed."""
 
     @classmethod
     def create(
@@ -139,9 +141,15 @@ class ControlSchedule:
         mapping = torch.stack([a.mapping for a in alignments])
         own = torch.stack([a.own for a in alignments])
         weight = c * active
-        return cls(
-            weight[:, :, None, :] * mapping, weight * own + (1.0 - active), inject_self, words
+        source_mix = weight[:, :, None, :] * mapping
+        own_mix = weight * own + (1.0 - active)
+        mixes = source_mix.flatten(1).any(dim=1) | (own_mix != 1).flatten(1).any(dim=1)
+        first, last = inject_self
+        needs_source = tuple(
+            words is not None or mixed or first <= step < last
+            for step, mixed in enumerate(mixes.tolist())
         )
+        return cls(source_mix, own_mix, inject_self, words, needs_source)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "ControlSchedule":
         """Return the schedule elsewhere."""
@@ -151,13 +159,8 @@ class ControlSchedule:
             self.own_mix.to(device, dtype),
             self.inject_self,
             words,
+            self.needs_source,
         )
-
-    def needs_source(self, step: int) -> bool:
-        """Whether an edit still receives the source's attention, or its maps are summed."""
-        first, last = self.inject_self
-        mixes = bool(self.source_mix[step].any()) or bool((self.own_mix[step] != 1).any())
-        return mixes or first <= step < last or self.words is not None
 
     def control(self, step: int, rows: int) -> AttentionControl:
         """Return one step's control for a batch of `rows`, the last of them source and edits."""

@@ -209,7 +209,7 @@ class _Loop:
         its attention.
         """
         count = edits.shape[0]
-        needed = self.controls.needs_source(i)
+        needed = self.controls.needs_source[i]
         with_source = torch.cat([source, edits])
         free = edits if self.replay else with_source
         guided = with_source if needed or not self.replay else edits

@@ -4,7 +4,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from tqdm import tqdm
 
 from nti.model import StableDiffusion
 from nti.sampling.schedule import Schedule, ddim_step
-from nti.sampling.step import AdamState, guided_noise, null_text_iteration
+from nti.sampling.step import AdamState, guided_noise
 
 __all__ = ["NullTextResult", "optimize_null_text", "published_learning_rate", "published_threshold"]
 
@@ -76,16 +75,19 @@ def optimize_null_text(
     """
     latents, embeddings, losses = [pivot[0]], [], []
     for i in tqdm(range(schedule.steps), "optimizing", disable=not progress):
-        latent, timestep, step = latents[-1], schedule.timesteps[i], schedule.coefficients(i)
+        latent, timestep, step = (
+            latents[-1],
+            schedule.timesteps[i],
+            schedule.coefficients(i).to(latents[-1]),
+        )
         begun = model.begin(latent, timestep)
-        predict = partial(model.finish, begun)
-        eps_cond = predict(cond)
+        eps_cond = model.finish(begun, cond)
         adam = AdamState.fresh(uncond)
         active = torch.ones(uncond.shape[0], dtype=torch.bool, device=uncond.device)
         trace = uncond.new_full((uncond.shape[0], inner_steps), torch.nan)
         for j in range(inner_steps):
-            uncond, adam, loss = null_text_iteration(
-                predict,
+            uncond, adam, loss = model.null_text_iteration(
+                begun,
                 uncond,
                 adam,
                 latent,
@@ -100,7 +102,7 @@ def optimize_null_text(
             active = active & (loss >= threshold(i, schedule.steps))
             if not active.any():
                 break
-        eps = guided_noise(predict(uncond), eps_cond, guidance_scale)
+        eps = guided_noise(model.finish(begun, uncond), eps_cond, guidance_scale)
         latents.append(ddim_step(latent, eps, step))
         if not latents[-1].isfinite().all():
             raise ValueError(

@@ -8,8 +8,7 @@ from tqdm import tqdm
 from nti.image import to_pil
 from nti.inversion.record import Inversion
 from nti.model import StableDiffusion
-from nti.sampling.schedule import Schedule, ddim_step
-from nti.sampling.step import guided_noise
+from nti.sampling.schedule import Schedule
 
 __all__ = ["check_model", "reconstruct", "sample"]
 
@@ -42,11 +41,12 @@ def sample(
     """
     visited = [latent]
     for i in tqdm(range(schedule.steps), "sampling", disable=not progress):
-        both = torch.cat([visited[-1], visited[-1]])
-        eps = model.predict_noise(both, schedule.timesteps[i], torch.cat([uncond[i], cond]))
-        eps_uncond, eps_cond = eps.chunk(2)
-        guided = guided_noise(eps_uncond, eps_cond, guidance_scale)
-        visited.append(ddim_step(visited[-1], guided, schedule.coefficients(i)))
+        step = schedule.coefficients(i)
+        visited.append(
+            model.guided_step(
+                visited[-1], schedule.timesteps[i], uncond[i], cond, step, guidance_scale
+            )
+        )
     return torch.stack(visited)
 
 

@@ -7,6 +7,7 @@ pass can compute again in less time than the convolution beside it takes, it doe
 do learn (training the embedded model) each falls back to PyTorch's own.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-__all__ = ["Conv2d", "GroupNormSiLU", "geglu"]
+__all__ = ["Conv2d", "GroupNormSiLU", "geglu", "recomputed"]
 
 aten = torch.ops.aten
 
@@ -124,3 +125,28 @@ class _GEGLU(torch.autograd.Function):
         value, gate = ctx.saved_tensors[0].chunk(2, dim=-1)
         grad_gate = aten.gelu_backward(grads[0] * value, gate)
         return torch.cat([F.gelu(gate).mul_(grads[0]), grad_gate], dim=-1)
+
+
+def recomputed(run: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """run(*inputs), which saves the inputs alone and runs again in the backward pass.
+
+    torch.utils.checkpoint does the same, but not under torch.func.
+    """
+    out: Tensor = _Recomputed.apply(run, *inputs)
+    return out
+
+
+class _Recomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(run: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        return run(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.run = inputs[0]
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        _, pull = torch.func.vjp(ctx.run, *ctx.saved_tensors)  # type: ignore[misc]
+        return None, *pull(grads[0])

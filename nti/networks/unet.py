@@ -4,6 +4,7 @@ down the call.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from nti.config import UNetConfig
 from nti.networks.attention import CrossAttention, SelfAttention
 from nti.networks.control import AttentionCapture, AttentionControl, AttentionMap
-from nti.networks.frozen import Conv2d, GroupNormSiLU, geglu
+from nti.networks.frozen import Conv2d, GroupNormSiLU, geglu, recomputed
 
 __all__ = ["Begun", "UNet", "timestep_embedding"]
 
@@ -106,7 +107,7 @@ class SpatialTransformer(nn.Module):
     ) -> Tensor:
         """X (B, c, h, w) -> tokens (B, h * w, c) after self-attention, no context seen yet."""
         found = self._collector(capture, "self")
-        h = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
+        h: Tensor = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
         h = h + self.self_attention(self.norm_1(h), control, found)
         self._keep(capture, "self", found, x.shape[-2])
         return h
@@ -193,22 +194,27 @@ class DownLevel(nn.Module):
         capture: AttentionCapture | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Run the first blocks up to where the context comes in: x, the transformer's tokens."""
-        x = self.res[0](x, time)
+        res: nn.Module = self.res[0]
+        x = res(x, time)
         if not self.attention:
             return x, None
-        return x, self.attention[0].attend_to_itself(x, control, capture)
+        transformer = self.attention[0]
+        assert isinstance(transformer, SpatialTransformer)
+        return x, transformer.attend_to_itself(x, control, capture)
 
     def forward(
         self,
-        begun: tuple[Tensor, Tensor | None],
+        x: Tensor,
         time: Tensor,
         skips: list[Tensor],
         conditioning: "Conditioning",
+        begun: tuple[Tensor, Tensor | None] | None = None,
     ) -> Tensor:
-        x, tokens = begun
         for i, res in enumerate(self.res):
-            if i > 0:
-                x, tokens = res(x, time), None
+            if i == 0 and begun is not None:
+                x, tokens = begun
+            else:
+                x, tokens = conditioning.residual(res, x, time), None
             if self.attention:
                 x = conditioning.attend(self.attention[i], x, tokens)
             skips.append(x)
@@ -230,10 +236,9 @@ class Middle(nn.Module):
         self.res_2 = ResBlock(channels, channels, time_dim, config.norm_groups)
 
     def forward(self, x: Tensor, time: Tensor, conditioning: "Conditioning") -> Tensor:
-        x = self.res_1(x, time)
+        x = conditioning.residual(self.res_1, x, time)
         x = conditioning.attend(self.attention, x)
-        out: Tensor = self.res_2(x, time)
-        return out
+        return conditioning.residual(self.res_2, x, time)
 
 
 class UpLevel(nn.Module):
@@ -255,7 +260,7 @@ class UpLevel(nn.Module):
         self, x: Tensor, time: Tensor, skips: list[Tensor], conditioning: "Conditioning"
     ) -> Tensor:
         for i, res in enumerate(self.res):
-            x = res(torch.cat([x, skips.pop()], dim=1), time)
+            x = conditioning.residual(res, torch.cat([x, skips.pop()], dim=1), time)
             if self.attention:
                 x = conditioning.attend(self.attention[i], x)
         if self.upsample is not None:
@@ -271,6 +276,13 @@ class Conditioning:
     control: AttentionControl | None
     capture: AttentionCapture | None
     word_maps: list[Tensor]
+    recompute: bool = False
+    """Keep a block's input alone and run the block again in the backward pass."""
+
+    def residual(self, block: nn.Module, x: Tensor, time: Tensor) -> Tensor:
+        """Run one residual block on x (B, c, h, w)."""
+        out: Tensor = recomputed(block, x, time) if self.recompute else block(x, time)
+        return out
 
     def attend(self, transformer: nn.Module, x: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Run one transformer on x (B, c, h, w), and keep its word maps if it gives any.
@@ -278,6 +290,8 @@ class Conditioning:
         `tokens` are x's after self-attention, where they are known.
         """
         assert isinstance(transformer, SpatialTransformer)
+        if self.recompute and tokens is None and self.control is None and self.capture is None:
+            return recomputed(partial(_attend, transformer), x, self.context)
         if tokens is None:
             tokens = transformer.attend_to_itself(x, self.control, self.capture)
         out, maps = transformer.attend_to_context(
@@ -286,6 +300,11 @@ class Conditioning:
         if maps is not None:
             self.word_maps.append(maps)
         return out
+
+
+def _attend(transformer: SpatialTransformer, x: Tensor, context: Tensor) -> Tensor:
+    tokens = transformer.attend_to_itself(x, None, None)
+    return transformer.attend_to_context(x, tokens, context, None, None)[0]
 
 
 @dataclass(frozen=True)
@@ -306,6 +325,7 @@ class UNet(nn.Module):
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
         widths = config.level_channels
         levels = range(len(widths))
         self.time_embedding = TimeEmbedding(config.channels)
@@ -370,11 +390,10 @@ class UNet(nn.Module):
         capture: AttentionCapture | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Do the rest: `forward`'s results."""
-        conditioning = Conditioning(context, control, capture, word_maps=[])
-        time, skips = begun.time, [begun.stem]
-        x = self.down[0](begun.first, time, skips, conditioning)
-        for level in self.down[1:]:
-            x = level(level.begin(x, time, control, capture), time, skips, conditioning)
+        conditioning = Conditioning(context, control, capture, [], self.recompute)
+        time, x, skips = begun.time, begun.stem, [begun.stem]
+        for i, level in enumerate(self.down):
+            x = level(x, time, skips, conditioning, begun.first if i == 0 else None)
         x = self.middle(x, time, conditioning)
         for level in self.up:
             x = level(x, time, skips, conditioning)

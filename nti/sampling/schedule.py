@@ -29,6 +29,10 @@ class StepCoefficients:
     latent: Tensor
     eps: Tensor
 
+    def to(self, like: Tensor) -> "StepCoefficients":
+        """Return them on a tensor's device and in its dtype."""
+        return StepCoefficients(self.latent.to(like), self.eps.to(like))
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -73,11 +77,11 @@ class Schedule:
 
 def ddim_step(latent: Tensor, eps: Tensor, coefficients: StepCoefficients) -> Tensor:
     """z_t -> z_{t-1}, (B, 4, h, w) in the latent's dtype; the predicted z_0 is not clipped."""
-    c = coefficients
-    return c.latent.to(latent) * latent + c.eps.to(latent) * eps
+    c = coefficients.to(latent)
+    return c.latent * latent + c.eps * eps
 
 
 def ddim_inverse_step(latent: Tensor, eps: Tensor, coefficients: StepCoefficients) -> Tensor:
     """z_{t-1} -> z_t with the same eps: undoes `ddim_step`."""
-    c = coefficients
-    return (latent - c.eps.to(latent) * eps) / c.latent.to(latent)
+    c = coefficients.to(latent)
+    return (latent - c.eps * eps) / c.latent

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nti.sampling.schedule import StepCoefficients, ddim_step
 
-__all__ = ["AdamState", "guided_noise", "null_text_iteration"]
+__all__ = ["AdamState", "guided_noise", "guided_step", "null_text_iteration"]
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
@@ -22,6 +22,30 @@ BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 def guided_noise(eps_uncond: Tensor, eps_cond: Tensor, guidance_scale: float | Tensor) -> Tensor:
     """Classifier-free guidance, eps_u + w (eps_c - eps_u) (null-text paper, section 3.1)."""
     return eps_uncond + guidance_scale * (eps_cond - eps_uncond)
+
+
+def guided_step(
+    predict: Callable[[Tensor, Tensor], Tensor],
+    latent: Tensor,
+    uncond: Tensor,
+    cond: Tensor,
+    coefficients: StepCoefficients,
+    guidance_scale: float | Tensor,
+) -> Tensor:
+    """z_t -> z_{t-1} (B, 4, h, w) by one guided DDIM step.
+
+    Args:
+        predict: latents (2B, 4, h, w), contexts (2B, 77, C) -> eps_theta at this timestep.
+        latent: z_t (B, 4, h, w).
+        uncond: the null embedding of this timestep (B, 77, C).
+        cond: the prompts' token states (B, 77, C).
+        coefficients: of the DDIM step.
+        guidance_scale: w.
+
+    """
+    eps = predict(torch.cat([latent, latent]), torch.cat([uncond, cond]))
+    eps_uncond, eps_cond = eps.chunk(2)
+    return ddim_step(latent, guided_noise(eps_uncond, eps_cond, guidance_scale), coefficients)
 
 
 @dataclass(frozen=True)
@@ -34,9 +58,12 @@ class AdamState:
 
     @classmethod
     def fresh(cls, uncond: Tensor) -> "AdamState":
-        """Return zero moments for embeddings (B, 77, C)."""
-        zeros = torch.zeros_like(uncond)
-        return cls(zeros, zeros, uncond.new_zeros(uncond.shape[0]))
+        """Return zero moments for embeddings (B, 77, C).
+
+        Two tensors of zeros: a compiled step has to be compiled again when one is not the other.
+        """
+        mean, square = torch.zeros_like(uncond), torch.zeros_like(uncond)
+        return cls(mean, square, uncond.new_zeros(uncond.shape[0]))
 
 
 def null_text_iteration(

@@ -82,7 +82,7 @@ def test_the_source_is_needed_while_a_window_is_open_or_maps_are_summed(
         active = cross_windows([window], [source], T)
         c = equalizer([None], [source])
         schedule = ControlSchedule.create([align_replace(source, source)], active, c, inject, words)
-        return [i for i in range(T) if schedule.needs_source(i)]
+        return [i for i in range(T) if schedule.needs_source[i]]
 
     assert needed(0.4, (0, 0), None) == list(range(20))
     assert needed(0.4, (0, 30), None) == list(range(30))

@@ -1,0 +1,89 @@
+"""Turn the rows of `run.py` into README's performance section and a plot.
+
+    python benchmarks/report.py
+
+The tables stand between `<!-- performance -->` and `<!-- end performance -->`.
+"""
+
+import re
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+from rows import Row, read_rows
+
+ROOT = Path(__file__).parent.parent
+RESULTS, PLOT = ROOT / "benchmarks" / "results", ROOT / "docs" / "performance.png"
+SECTION = re.compile(r"(<!-- performance -->\n).*(<!-- end performance -->)", re.DOTALL)
+
+BASES = {"step": "frozen", "edit": "published batch"}
+"""What the ratios are to."""
+
+TITLES = {
+    "step": "One inner iteration of null-text optimization",
+    "edit": "An edit of one prompt, ten steps, default windows, without decoding",
+    "inversion": "An inversion, time an image",
+    "load": "Loading a checkpoint",
+}
+
+
+def main() -> None:
+    """Write the section and the plot."""
+    rows = {name: read_rows(RESULTS / f"{name}.csv") for name in TITLES}
+    parts = [part for name, some in rows.items() if some for part in _section(name, some)]
+    readme = ROOT / "README.md"
+    text = "\n".join([*parts, ""])
+    readme.write_text(SECTION.sub(lambda m: m[1] + text + m[2], readme.read_text("utf-8")), "utf-8")
+    if rows["step"]:
+        _plot(rows["step"])
+
+
+def _section(name: str, rows: list[Row]) -> list[str]:
+    """Return a title, a table of all cases and a line on where it comes from."""
+    ratios = name in BASES
+    memory = any(row.peak_mib for row in rows)
+    head = ["", "median ms (20 % .. 80 %)"]
+    head += [f"speed, {BASES[name]} = 1"] if ratios else []
+    head += ["peak MiB"] if memory else []
+    head += ["check"]
+    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
+    for row in rows:
+        cells = [f"{row.provider}, {row.case}, {row.dtype}"]
+        cells.append(f"{row.p50_ms:,.0f} ({row.p20_ms:,.0f} .. {row.p80_ms:,.0f})")
+        if ratios:
+            (base,) = [r for r in rows if (r.provider, r.case, r.device) == _base(name, row)]
+            cells.append(f"{base.p50_ms / row.p50_ms:.2f}")
+        if memory:
+            cells.append(f"{row.peak_mib:,.0f}" if row.peak_mib else "")
+        cells.append(f"{row.quality:.2g} {row.unit}" if row.unit else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    sources = sorted({f"{r.device}, torch {r.torch}, commit {r.commit}" for r in rows})
+    return ["", f"**{TITLES[name]}**", "", *lines, "", f"{'; '.join(sources)}.", ""]
+
+
+def _base(name: str, row: Row) -> tuple[str, str, str]:
+    return BASES[name], row.case, row.device
+
+
+def _plot(rows: list[Row]) -> None:
+    """Draw the ladder, one panel a case."""
+    cases = list(dict.fromkeys(row.case for row in rows))
+    figure, axes = plt.subplots(
+        1, len(cases), figsize=(4.5 * len(cases), 2.6), layout="constrained", squeeze=False
+    )
+    for axis, case in zip(axes[0], cases, strict=True):
+        some = [row for row in rows if row.case == case][::-1]
+        spread = [
+            [row.p50_ms - row.p20_ms for row in some],
+            [row.p80_ms - row.p50_ms for row in some],
+        ]
+        axis.barh([row.provider for row in some], [row.p50_ms for row in some], xerr=spread)
+        axis.set(title=case, xlabel="ms an inner iteration")
+    figure.savefig(PLOT, dpi=110, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    main()
