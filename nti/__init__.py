@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from nti.config import ModelConfig as ModelConfig
     from nti.editing.prompt_to_prompt import EditResult as EditResult
     from nti.editing.prompt_to_prompt import edit as edit
+    from nti.image import Placement as Placement
+    from nti.image import paste_back as paste_back
     from nti.inversion.invert import invert as invert
     from nti.inversion.record import Inversion as Inversion
     from nti.inversion.sampling import reconstruct as reconstruct
@@ -27,11 +29,13 @@ _HOMES = {
     "EditResult": "nti.editing.prompt_to_prompt",
     "Inversion": "nti.inversion.record",
     "ModelConfig": "nti.config",
+    "Placement": "nti.image",
     "SD_V1": "nti.config",
     "StableDiffusion": "nti.model",
     "edit": "nti.editing.prompt_to_prompt",
     "invert": "nti.inversion.invert",
     "load_model": "nti.model",
+    "paste_back": "nti.image",
     "reconstruct": "nti.inversion.sampling",
 }
 

@@ -6,16 +6,20 @@ Nothing heavy is imported before a command runs, so `nti --help` answers at once
 import argparse
 import dataclasses
 import logging
+import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from nti import __version__
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from nti.editing.controls import CrossWindow, Window
+    from nti.inversion.invert import Size
     from nti.inversion.record import Inversion
     from nti.model import StableDiffusion
 
@@ -75,6 +79,14 @@ def _parser() -> argparse.ArgumentParser:
     invert.add_argument("image", type=Path, metavar="IMAGE")
     invert.add_argument("--prompt", required=True, help="what the image shows")
     invert.add_argument(
+        "--size",
+        metavar="N|WxH|native",
+        help="pixels (default: the model's square); native: the image's own, rounded",
+    )
+    invert.add_argument(
+        "--fit", default="crop", help="how to reach it: crop (default), pad or stretch"
+    )
+    invert.add_argument(
         "--method", default="null-text", help="null-text (default), negative-prompt or ddim"
     )
     invert.add_argument(
@@ -87,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         "reconstruct", parents=[common], help="sample an inversion again"
     )
     reconstruct.add_argument("inversion", type=Path, metavar="X.nti.safetensors")
+    _paste_back_option(reconstruct)
     reconstruct.add_argument("-o", "--output", type=Path, required=True, metavar="PNG")
     reconstruct.set_defaults(run=_reconstruct)
 
@@ -170,6 +183,7 @@ def _edit_options(edit: argparse.ArgumentParser) -> None:
     edit.add_argument(
         "--no-replay", action="store_true", help="compute the source's branch, as published"
     )
+    _paste_back_option(edit)
     edit.add_argument(
         "-o",
         "--output",
@@ -177,6 +191,15 @@ def _edit_options(edit: argparse.ArgumentParser) -> None:
         required=True,
         metavar="PNG",
         help="with several prompts: PNG-1, PNG-2, ...",
+    )
+
+
+def _paste_back_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--paste-back",
+        type=Path,
+        metavar="IMAGE",
+        help="lay the result over the image that was inverted, at its own size",
     )
 
 
@@ -214,6 +237,18 @@ def _writable(path: Path, *, image: bool = True) -> Path:
     return path
 
 
+def _finish(
+    options: argparse.Namespace, inversion: "Inversion"
+) -> "Callable[[Image.Image], Image.Image]":
+    """Return what `--paste-back` does to a result, once its image has proved to fit."""
+    if options.paste_back is None:
+        return lambda result: result
+    from nti.image import match_original, paste_back
+
+    original, placement = match_original(options.paste_back, inversion.placement)
+    return lambda result: paste_back(result, original, placement)
+
+
 def _demo(options: argparse.Namespace) -> None:
     from nti.demo import run_demo
 
@@ -233,6 +268,8 @@ def _invert(options: argparse.Namespace) -> None:
         _load(options),
         options.image,
         options.prompt,
+        size=_size(options.size),
+        fit=options.fit,
         steps=50 if options.steps is None else options.steps,
         guidance_scale=options.guidance,
         inner_steps=options.inner_steps,
@@ -250,7 +287,8 @@ def _reconstruct(options: argparse.Namespace) -> None:
     if options.guidance is not None:
         inversion = dataclasses.replace(inversion, guidance_scale=options.guidance)
     output = _writable(options.output)
-    reconstruct(_load(options), inversion, progress=True).save(output)
+    finish = _finish(options, inversion)
+    finish(reconstruct(_load(options), inversion, progress=True)).save(output)
     print(f"wrote {output}")
 
 
@@ -259,6 +297,7 @@ def _edit(options: argparse.Namespace) -> None:
 
     inversion = _open_inversion(options)
     output = _writable(options.output)
+    finish = _finish(options, inversion)
     source, separator, edited = (options.blend or "").partition(":")
     result = edit(
         _load(options),
@@ -276,7 +315,7 @@ def _edit(options: argparse.Namespace) -> None:
     )
     for number, (image, prompt) in enumerate(zip(result.images, options.prompt, strict=True), 1):
         path = output if len(result.images) == 1 else output.with_stem(f"{output.stem}-{number}")
-        image.save(path)
+        finish(image).save(path)
         print(f"wrote {path} ({result.alignments[number - 1].mode}: {prompt})")
 
 
@@ -312,6 +351,18 @@ def _number(text: str, option: str) -> float:
         return float(text)
     except ValueError:
         raise ValueError(f"{option}: got {text!r}, expected a number") from None
+
+
+def _size(text: str | None) -> "Size | None":
+    """`512`, `768x512` or `native`."""
+    if text is None:
+        return None
+    if text == "native":
+        return "native"
+    if not re.fullmatch(r"\d+(x\d+)?", text):
+        raise ValueError(f"--size: got {text!r}, expected pixels, WIDTHxHEIGHT or native")
+    width, _, height = text.partition("x")
+    return (int(width), int(height or width))
 
 
 def _window(text: str, option: str) -> "Window":

@@ -11,11 +11,12 @@ from PIL import Image
 from torch import Tensor
 
 from nti.editing.prompt_to_prompt import edit
-from nti.image import contact_sheet, load_image, to_pil
+from nti.image import load_image, to_pil
 from nti.inversion.invert import invert
 from nti.inversion.record import Inversion
 from nti.inversion.sampling import reconstruct, sample
 from nti.model import StableDiffusion
+from nti.sheet import contact_sheet
 
 __all__ = ["psnr", "run_demo", "sample_captions", "sample_image"]
 

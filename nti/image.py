@@ -1,48 +1,180 @@
-"""Image files, PIL images and tensors (B, 3, H, W) in [-1, 1], into each other; labelled sheets of
-images.
+"""Image files, PIL images and tensors (B, 3, H, W) in [-1, 1], into each other, at any size and
+back to the original's.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+import torch.nn.functional as F
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-__all__ = ["contact_sheet", "heat_image", "load_image", "to_pil"]
+__all__ = [
+    "FITS",
+    "ImageFile",
+    "ImageLike",
+    "Placement",
+    "fit_image",
+    "load_image",
+    "match_original",
+    "open_image",
+    "paste_back",
+    "to_pil",
+]
 
-ImageLike = str | Path | Image.Image | Tensor
+ImageFile = str | Path | Image.Image
+ImageLike = ImageFile | Tensor
+Box = tuple[int, int, int, int]
+"""(left, top, right, bottom) in pixels, the last two past the end."""
+
+FITS = ("crop", "pad", "stretch")
 
 
-def load_image(image: ImageLike, size: int) -> Tensor:
-    """Return an image as (1, 3, H, W) float32 in [-1, 1].
+@dataclass(frozen=True)
+class Placement:
+    """Where a fitted image lies in its upright original: `taken` of it fills `filled`."""
 
-    Args:
-        image: a path or a PIL image, which is turned upright (EXIF), laid on white where it is
-            transparent, cropped to its middle square and resized to `size`; or a tensor (3, H, W)
-            or (1, 3, H, W) in [-1, 1], taken as is.
-        size: side in pixels.
+    original: tuple[int, int]
+    """(width, height) of the original, upright."""
+    taken: Box
+    """In the original."""
+    size: tuple[int, int]
+    """(width, height) of the fitted image."""
+    filled: Box
+    """In the fitted image; around it is padding."""
 
-    Raises:
-        ValueError: a file that is missing or no image, or a tensor of another shape, type or range.
+    @classmethod
+    def create(cls, original: tuple[int, int], size: tuple[int, int], fit: str) -> "Placement":
+        """Place an image of one (width, height) in another.
 
+        `crop` takes the middle of the size's shape, `pad` fits the whole image inside, `stretch`
+        changes its shape. ValueError for another fit or a size without pixels.
+        """
+        if fit not in FITS:
+            raise ValueError(f"fit: got {fit!r}, expected one of {', '.join(FITS)}")
+        if min(size) < 1:
+            raise ValueError(f"size: got {size[0]}x{size[1]}, expected sides of 1 pixel or more")
+        taken, filled = original, size
+        if fit == "crop":
+            taken = _shaped(size, inside=original)
+        elif fit == "pad":
+            filled = _shaped(original, inside=size)
+        return cls(original, _middle(taken, original), size, _middle(filled, size))
+
+
+def _shaped(shape: tuple[int, int], *, inside: tuple[int, int]) -> tuple[int, int]:
+    """Return the largest (width, height) inside another of a shape's proportions."""
+    scale = min(inside[0] / shape[0], inside[1] / shape[1])
+    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+
+
+def _middle(part: tuple[int, int], whole: tuple[int, int]) -> Box:
+    left, top = (whole[0] - part[0]) // 2, (whole[1] - part[1]) // 2
+    return left, top, left + part[0], top + part[1]
+
+
+def open_image(image: ImageFile) -> Image.Image:
+    """Return a file's or PIL image upright (EXIF) and in RGB, on white where it is transparent.
+
+    ValueError for a file that is missing or no image.
     """
-    if isinstance(image, Tensor):
-        return _check(image)
     if not isinstance(image, Image.Image):
         path = Path(image)
         if not path.is_file():
             raise ValueError(f"{path}: no such file; expected an image")
         try:
-            with Image.open(path) as opened:
+            # By its name, Pillow maps a grey TIFF into memory and shears it if it is rotated.
+            with path.open("rb") as file, Image.open(file) as opened:
                 opened.load()
                 image = opened
         except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
             raise ValueError(f"{path}: not an image that can be read ({error})") from error
-    upright = ImageOps.exif_transpose(image)
-    fitted = ImageOps.fit(_to_rgb(upright), (size, size), Image.Resampling.LANCZOS)
+    return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def load_image(image: ImageLike, size: int | tuple[int, int], *, fit: str = "crop") -> Tensor:
+    """Return an image as (1, 3, H, W) float32 in [-1, 1].
+
+    Args:
+        image: a path or a PIL image, see `open_image`; or a tensor (3, H, W) or (1, 3, H, W) in
+            [-1, 1], taken as is.
+        size: side of a square or (width, height) in pixels.
+        fit: `crop`, `pad` or `stretch`, see `Placement.create`.
+
+    Raises:
+        ValueError: a file that is missing or no image, another fit, or a tensor of another shape,
+        type or range.
+
+    """
+    if isinstance(image, Tensor):
+        return _check(image)
+    upright = open_image(image)
+    width_height = (size, size) if isinstance(size, int) else size
+    return fit_image(upright, Placement.create(upright.size, width_height, fit))
+
+
+def fit_image(upright: Image.Image, placement: Placement) -> Tensor:
+    """Resize the part that is taken; (1, 3, H, W) float32 in [-1, 1].
+
+    Padding continues the image's edges: a mirror image would hold its objects twice, and words
+    would attend to both.
+    """
+    left, top, right, bottom = placement.filled
+    inner = (right - left, bottom - top)
+    fitted = upright.crop(placement.taken).resize(inner, Image.Resampling.LANCZOS)
     pixels = torch.frombuffer(bytearray(fitted.tobytes()), dtype=torch.uint8)
-    return pixels.view(1, size, size, 3).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    tensor = pixels.view(1, inner[1], inner[0], 3).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    width, height = placement.size
+    return F.pad(tensor, (left, width - right, top, height - bottom), mode="replicate")
+
+
+def match_original(
+    original: ImageFile, placement: Placement | None
+) -> tuple[Image.Image, Placement]:
+    """Return an original upright and its placement; ValueError where one is not the other's."""
+    if placement is None:
+        raise ValueError(
+            "placement: got none, as of a tensor or of a file saved before there were any;"
+            " invert the image's file again to paste edits back"
+        )
+    upright = open_image(original)
+    if upright.size != placement.original:
+        raise ValueError(
+            f"original: got {upright.width}x{upright.height}, expected"
+            f" {placement.original[0]}x{placement.original[1]}: give the image that was inverted"
+        )
+    return upright, placement
+
+
+def paste_back(
+    edited: Image.Image, original: ImageFile, placement: Placement | None
+) -> Image.Image:
+    """Lay an edited image over the part of its original that it was made from.
+
+    Args:
+        edited: of the placement's size.
+        original: the image that was inverted; only what was cropped away still shows.
+        placement: `inversion.placement`.
+
+    Returns:
+        RGB at the upright original's size; where the original is transparent, on white, as the
+        model saw it.
+
+    Raises:
+        ValueError: no placement, or images of other sizes than it states.
+
+    """
+    upright, placed = match_original(original, placement)
+    if edited.size != placed.size:
+        raise ValueError(
+            f"edited: got {edited.width}x{edited.height}, expected"
+            f" {placed.size[0]}x{placed.size[1]}, as the image was inverted"
+        )
+    left, top, right, bottom = placed.taken
+    part = edited.crop(placed.filled)
+    upright.paste(part.resize((right - left, bottom - top), Image.Resampling.LANCZOS), (left, top))
+    return upright
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -83,58 +215,3 @@ def to_pil(image: Tensor) -> list[Image.Image]:
         )
         for p in pixels
     ]
-
-
-def heat_image(values: Tensor, size: int) -> Image.Image:
-    """Draw (h, w) of values >= 0 from black over red and yellow to white at the maximum."""
-    scaled = values.detach().float().cpu() / max(float(values.max()), 1e-12)
-    rgb = torch.stack([(3 * scaled - shift).clamp(0, 1) for shift in range(3)])
-    return to_pil(rgb[None] * 2 - 1)[0].resize((size, size), Image.Resampling.NEAREST)
-
-
-def contact_sheet(
-    rows: Sequence[Sequence[tuple[Image.Image, str]]], *, cell: int = 192, title: str = ""
-) -> Image.Image:
-    """Lay labelled images out in rows; long labels wrap to the cell's width.
-
-    Args:
-        rows: of (image, label).
-        cell: side of an image on the sheet in pixels.
-        title: stands above.
-
-    """
-    font = ImageFont.load_default(size=13)
-    gap, line = 10, 17
-    wrapped = [[_wrap(label, font, cell) for _, label in row] for row in rows]
-    text_heights = [line * max((len(lines) for lines in row), default=1) + 6 for row in wrapped]
-    top = gap + (2 * line if title else 0)
-    width = gap + max(len(row) for row in rows) * (cell + gap)
-    sheet = Image.new("RGB", (width, top + sum(cell + h + gap for h in text_heights)), "white")
-    draw = ImageDraw.Draw(sheet)
-    if title:
-        draw.text((gap, gap), title, fill="black", font=ImageFont.load_default(size=16))
-    y = top
-    for row, labels, text_height in zip(rows, wrapped, text_heights, strict=True):
-        for column, ((image, _), lines) in enumerate(zip(row, labels, strict=True)):
-            x = gap + column * (cell + gap)
-            scaled = image.convert("RGB").resize((cell, cell), Image.Resampling.BICUBIC)
-            sheet.paste(scaled, (x, y))
-            draw.multiline_text((x, y + cell + 3), "\n".join(lines), fill="black", font=font)
-        y += cell + text_height + gap
-    return sheet
-
-
-def _wrap(label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """Break a label into lines of at most `width` pixels, and at its own line breaks."""
-    lines: list[str] = []
-    for paragraph in label.split("\n"):
-        line = ""
-        for word in paragraph.split(" "):
-            longer = f"{line} {word}" if line else word
-            if line and font.getlength(longer) > width:
-                lines.append(line)
-                line = word
-            else:
-                line = longer
-        lines.append(line)
-    return lines

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from nti import Inversion
 from nti.cli import main
@@ -41,6 +41,58 @@ def test_reconstruct_writes_the_image(saved: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "r.png"
     assert main(["reconstruct", str(saved), "-o", str(out)]) == 0
     assert size_of(out) == (128, 128)
+
+
+@pytest.fixture(scope="module")
+def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sample on the left of a wider picture, lying on its side as its EXIF says."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path_factory.mktemp("cli") / "photograph.png"
+    with Image.open(sample_image("purple-circle")) as sample:
+        wide = Image.new("RGB", (200, 136), "white")
+        wide.paste(sample, (4, 4))
+    wide.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    return path
+
+
+@pytest.fixture(scope="module")
+def saved_wide(photograph: Path) -> Path:
+    path = photograph.with_name("wide.nti.safetensors")
+    size = ["--size", "160x128", "--fit", "crop"]
+    arguments = ["invert", str(photograph), "--prompt", CAPTION, *size, *FEW, "--method", "ddim"]
+    assert main([*arguments, "-o", str(path)]) == 0
+    return path
+
+
+def test_an_image_of_another_shape_comes_back_at_its_own_size(
+    photograph: Path, saved_wide: Path, tmp_path: Path
+) -> None:
+    plain, pasted = tmp_path / "r.png", tmp_path / "p.png"
+    assert main(["reconstruct", str(saved_wide), "-o", str(plain)]) == 0
+    assert size_of(plain) == (160, 128)
+    back = ["--paste-back", str(photograph)]
+    assert main(["reconstruct", str(saved_wide), *back, "-o", str(pasted)]) == 0
+    assert size_of(pasted) == (200, 136)
+    prompts = ["--prompt", "a green circle on snow", "--prompt", "a red circle on snow"]
+    edited = tmp_path / "e.png"
+    assert main(["edit", str(saved_wide), *prompts, *back, "-o", str(edited)]) == 0
+    placement = Inversion.load(saved_wide).placement
+    assert placement is not None and placement.taken == (15, 0, 185, 136)
+    for path in (pasted, tmp_path / "e-1.png", tmp_path / "e-2.png"):
+        with Image.open(path) as image, Image.open(photograph) as original:
+            upright = ImageOps.exif_transpose(original)
+            for edge in ((0, 0, 15, 136), (185, 0, 200, 136)):
+                assert image.crop(edge).tobytes() == upright.crop(edge).tobytes()
+            assert image.tobytes() != upright.tobytes()
+
+
+def test_the_own_size_is_rounded_to_what_the_model_takes(photograph: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.nti.safetensors"
+    options = ["--size", "native", "--fit", "pad", "--method", "ddim", *FEW]
+    image = str(photograph)
+    assert main(["invert", image, "--prompt", CAPTION, *options, "-o", str(path)]) == 0
+    assert Inversion.load(path).latents.shape[-2:] == (16, 24)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +203,18 @@ def test_a_word_outside_the_world_is_warned_of(
         (["invert", "none.png", "--prompt", "a", "-o", "x"], "none.png: no such file"),
         (["invert", "{image}", "--prompt", "a", "--steps", "0", "-o", "{o}"], "steps: got 0"),
         (["invert", "{image}", "--prompt", "a", "--method", "m", "-o", "{o}"], "method: got 'm'"),
+        (["invert", "{image}", "--prompt", "a", "--size", "big", "-o", "{o}"], "--size: got 'big'"),
+        (
+            ["invert", "{image}", "--prompt", "a", "--size", "500x130", "-o", "{o}"],
+            "size: got 500x130, expected multiples of 32, which shapes needs; the nearest are"
+            " 512x128",
+        ),
+        (["invert", "{image}", "--prompt", "a", "--fit", "f", "-o", "{o}"], "fit: got 'f'"),
+        (
+            ["reconstruct", "{wide}", "--paste-back", "{image}", "-o", "{o}"],
+            "original: got 128x128, expected 200x136: give the image that was inverted",
+        ),
+        (["reconstruct", "{wide}", "--paste-back", "none", "-o", "{o}"], "none: no such file"),
         (["reconstruct", "none", "-o", "{o}"], "none: no such file; expected an inversion"),
         (["reconstruct", "{image}", "-o", "{o}"], "not a saved inversion"),
         (["reconstruct", "{saved}", "--steps", "9", "-o", "{o}"], "--steps: got 9, expected 4"),
@@ -172,6 +236,7 @@ def test_a_word_outside_the_world_is_warned_of(
 )
 def test_errors_are_one_line_and_exit_code_2(
     saved: Path,
+    saved_wide: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
@@ -179,6 +244,7 @@ def test_errors_are_one_line_and_exit_code_2(
 ) -> None:
     places = {
         "{saved}": str(saved),
+        "{wide}": str(saved_wide),
         "{image}": str(sample_image("purple-circle")),
         "{o}": str(tmp_path / "o.png"),
     }

@@ -14,6 +14,7 @@ ROOMS = (
     ("nti.networks",),
     ("nti.sampling",),
     ("nti.model", "nti.image"),
+    ("nti.sheet",),
     ("nti.inversion",),
     ("nti.editing",),
     ("nti.inspection", "nti.demo"),

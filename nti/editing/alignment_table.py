@@ -8,7 +8,7 @@ __all__ = ["describe", "token_table"]
 
 def token_table(source: TokenizedPrompt, target: TokenizedPrompt) -> str:
     """Return both prompts' tokens side by side: position, id and piece, to the later end."""
-    rows = [("", "source", "target")]
+    rows: list[tuple[str, ...]] = [("", "source", "target")]
     for position in range(max(source.end, target.end) + 1):
         cells = (f"{p.ids[position]:>5} {_piece(p, position)}" for p in (source, target))
         rows.append((str(position), *cells))

@@ -4,10 +4,11 @@ from PIL import Image
 from torch import Tensor
 
 from nti.editing.alignment import words_of
-from nti.image import contact_sheet, heat_image, to_pil
+from nti.image import to_pil
 from nti.inversion.attention_maps import average_cross_attention
 from nti.inversion.record import Inversion
 from nti.model import StableDiffusion
+from nti.sheet import contact_sheet, heat_image
 
 __all__ = ["attention_grid"]
 

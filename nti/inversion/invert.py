@@ -2,8 +2,11 @@
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
-from nti.image import ImageLike, load_image
+from torch import Tensor
+
+from nti.image import ImageLike, Placement, fit_image, load_image, open_image
 from nti.inversion.ddim import ddim_invert
 from nti.inversion.null_text import (
     optimize_null_text,
@@ -13,7 +16,11 @@ from nti.inversion.null_text import (
 from nti.inversion.record import METHODS, Inversion
 from nti.model import StableDiffusion
 
-__all__ = ["invert"]
+__all__ = ["Size", "invert"]
+
+Size = int | tuple[int, int] | Literal["native"]
+"""The side of a square, (width, height), or the image's own size, each side rounded to the model's
+granularity."""
 
 
 def invert(
@@ -21,6 +28,8 @@ def invert(
     image: ImageLike,
     prompt: str,
     *,
+    size: Size | None = None,
+    fit: str = "crop",
     steps: int = 50,
     guidance_scale: float | None = None,
     inner_steps: int = 10,
@@ -36,6 +45,9 @@ def invert(
         model: the model.
         image: a path, a PIL image, or a tensor (3, H, W) or (1, 3, H, W) in [-1, 1].
         prompt: what the image shows.
+        size: in pixels; None: the square that the model was trained at. A tensor is taken as is.
+        fit: how an image of another shape is brought to it: `crop` keeps its middle, `pad` all of
+            it and continues its edges, `stretch` changes its shape.
         steps: T timesteps.
         guidance_scale: w; None: the model's own (7.5 for SD v1).
         inner_steps: N, at most this many iterations a timestep.
@@ -64,7 +76,8 @@ def invert(
     if not math.isfinite(w):
         raise ValueError(f"guidance_scale: got {w}, expected a finite number")
     schedule = model.schedule(steps)
-    latent = model.encode_image(load_image(image, model.config.image_size))
+    pixels, placement = _fitted(model, image, size, fit)
+    latent = model.encode_image(pixels)
     cond, null = model.encode_text([prompt]), model.encode_text([""])
     pivot = ddim_invert(model, latent, cond, schedule, noise_at=noise_at, progress=progress)
     result = optimize_null_text(
@@ -88,4 +101,31 @@ def invert(
         pivot=pivot[:, 0].cpu(),
         latents=result.latents[:, 0].cpu(),
         losses=result.losses[:, 0].cpu(),
+        placement=placement,
     )
+
+
+def _fitted(
+    model: StableDiffusion, image: ImageLike, size: Size | None, fit: str
+) -> tuple[Tensor, Placement | None]:
+    """Return the image at a size that the model takes, and where in the original it lies."""
+    config = model.config
+    if isinstance(image, Tensor):
+        if size is not None:
+            raise ValueError(f"size: got {size!r} for a tensor, expected none: it is taken as is")
+        return load_image(image, config.image_size), None
+    upright = open_image(image)
+    size = config.image_size if size is None else size
+    wanted = upright.size if size == "native" else size
+    if isinstance(wanted, str) or (not isinstance(wanted, int) and len(wanted) != 2):
+        raise ValueError(f"size: got {size!r}, expected pixels, (width, height) or 'native'")
+    width, height = (wanted, wanted) if isinstance(wanted, int) else wanted
+    multiple = config.granularity
+    nearest = tuple(max(1, round(side / multiple)) * multiple for side in (width, height))
+    if size != "native" and (width, height) != nearest:
+        raise ValueError(
+            f"size: got {width}x{height}, expected multiples of {multiple}, which {config.name}"
+            f" needs; the nearest are {nearest[0]}x{nearest[1]}"
+        )
+    placement = Placement.create(upright.size, (nearest[0], nearest[1]), fit)
+    return fit_image(upright, placement), placement

@@ -2,6 +2,7 @@
 again.
 """
 
+import dataclasses
 import json
 import math
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nti.image import Placement
+
 __all__ = ["METHODS", "Inversion", "InversionFileError"]
 
 METHODS = ("null-text", "negative-prompt", "ddim")
@@ -21,6 +24,7 @@ FORMAT = "nti-inversion-1"
 """Stands in the file's metadata; another number means another meaning of the tensors."""
 
 TENSORS = ("uncond", "pivot", "latents", "losses")
+WORDS = ("prompt", "method", "guidance_scale", "model_name", "placement")
 
 
 class InversionFileError(ValueError):
@@ -47,6 +51,8 @@ class Inversion:
     """z_T .. z_0, the latents that guided sampling with the embeddings visits: (T + 1, 4, h, w)."""
     losses: Tensor
     """Each inner iteration's loss (T, N), NaN where it had stopped; (T, 0) for other methods."""
+    placement: Placement | None = None
+    """Where the image lies in its original, for `nti.paste_back`; None for a tensor."""
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.guidance_scale):
@@ -68,12 +74,9 @@ class Inversion:
         """Write the record to `path`, whole or not at all, making its folder if there is none."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        header = {
-            "prompt": self.prompt,
-            "method": self.method,
-            "guidance_scale": self.guidance_scale,
-            "model_name": self.model_name,
-        }
+        header = {name: getattr(self, name) for name in WORDS}
+        if self.placement is not None:
+            header["placement"] = dataclasses.asdict(self.placement)
         tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in TENSORS}
         part = path.with_name(path.name + ".part")
         save_file(tensors, part, metadata={"format": FORMAT, "inversion": json.dumps(header)})
@@ -98,6 +101,9 @@ class Inversion:
                     )
                 tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in TENSORS}
             fields: dict[str, Any] = {**json.loads(metadata["inversion"]), **tensors}
+            if fields.get("placement") is not None:
+                boxes = {name: tuple(box) for name, box in fields["placement"].items()}
+                fields["placement"] = Placement(**boxes)
             return cls(**fields)
         except InversionFileError:
             raise
@@ -108,8 +114,7 @@ class Inversion:
         """Compare the words and numbers exactly and the tensors bit by bit (NaN equals NaN)."""
         if not isinstance(other, Inversion):
             return NotImplemented
-        mine = (self.prompt, self.method, self.guidance_scale, self.model_name)
-        return mine == (other.prompt, other.method, other.guidance_scale, other.model_name) and all(
+        return self._words() == other._words() and all(
             torch.equal(
                 getattr(self, n).nan_to_num(nan=-1.0), getattr(other, n).nan_to_num(nan=-1.0)
             )
@@ -118,4 +123,7 @@ class Inversion:
 
     def __hash__(self) -> int:
         """Agree with `==`, which compares these first."""
-        return hash((self.prompt, self.method, self.guidance_scale, self.model_name))
+        return hash(self._words())
+
+    def _words(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name in WORDS)

@@ -1,11 +1,13 @@
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from nti import Inversion
+from nti import Inversion, Placement
 from nti.inversion.record import InversionFileError
 
 
@@ -16,6 +18,29 @@ def test_what_is_saved_is_loaded_bit_by_bit(inversion: Inversion, tmp_path: Path
     assert Inversion.load(path) == odd
     assert Inversion.load(path) != inversion
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_where_the_image_lay_is_saved(inversion: Inversion, tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    placed = dataclasses.replace(
+        inversion, placement=Placement.create((640, 427), (128, 64), "pad")
+    )
+    placed.save(path)
+    assert Inversion.load(path) == placed != inversion
+    assert Inversion.load(path).placement == placed.placement
+
+
+def test_a_file_from_before_there_were_placements_has_none(
+    inversion: Inversion, tmp_path: Path
+) -> None:
+    path = tmp_path / "x"
+    inversion.save(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    header = json.loads(metadata["inversion"])
+    del header["placement"]
+    save_file(load_file(path), path, metadata={**metadata, "inversion": json.dumps(header)})
+    assert Inversion.load(path) == inversion and inversion.placement is None
 
 
 def test_shapes_are_in_sampling_order(inversion: Inversion) -> None:
