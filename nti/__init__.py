@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nti.compilation import compile_model as compile_model
     from nti.config import SD_V1 as SD_V1
     from nti.config import ModelConfig as ModelConfig
     from nti.editing.prompt_to_prompt import EditResult as EditResult
@@ -32,6 +33,7 @@ _HOMES = {
     "Placement": "nti.image",
     "SD_V1": "nti.config",
     "StableDiffusion": "nti.model",
+    "compile_model": "nti.compilation",
     "edit": "nti.editing.prompt_to_prompt",
     "invert": "nti.inversion.invert",
     "load_model": "nti.model",
