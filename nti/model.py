@@ -40,6 +40,7 @@ CONFIG_KEY = "nti_config"
 Network = TypeVar("Network", bound=nn.Module)
 
 BACKENDS = ("auto", "reference")
+MEMORY = ("normal", "low")
 
 
 class StableDiffusion:
@@ -212,6 +213,7 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     backend: str = "auto",
+    memory: str = "normal",
 ) -> StableDiffusion:
     """Load a model.
 
@@ -224,17 +226,22 @@ def load_model(
         backend: who computes attention: `reference` (scaled_dot_product_attention) or `auto`, which
             is the same until there is another.
 
+        memory: `low` computes the UNet's blocks again in the backward pass instead of keeping what
+            is inside them: half the memory of an inner iteration for a third more of its time.
+
     Returns:
         The model, frozen.
 
     Raises:
         CheckpointError: a file that is missing, is no safetensors file, is known to be something
         else (SD 2.x, SDXL, inpainting, LoRA, pickle), or does not hold exactly these networks.
-        ValueError: an unknown backend.
+        ValueError: an unknown backend, or `memory`.
 
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend: got {backend!r}, expected one of {', '.join(BACKENDS)}")
+    if memory not in MEMORY:
+        raise ValueError(f"memory: got {memory!r}, expected one of {', '.join(MEMORY)}")
     device = _device(device)
     dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
     files, config = locate(checkpoint, vae)
@@ -252,6 +259,7 @@ def load_model(
     unet, autoencoder, text = networks["unet"], networks["vae"], networks["text"]
     assert isinstance(unet, UNet) and isinstance(autoencoder, VAE) and isinstance(text, TextEncoder)
     text.restore_buffers(device)
+    unet.recompute = memory == "low"
     return StableDiffusion(config, unet, autoencoder, text, Tokenizer(config.text.context_length))
 
 
