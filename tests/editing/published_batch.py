@@ -36,6 +36,10 @@ class Controller:
         self.rows = 1 + len(self.alignments)
         self.sites: list[Tensor] = []
         self.total: Tensor | float = 0.0
+        self.masks: list[Tensor] = []
+        """After each blended step, (1 + E, h, w)."""
+        self.layers: list[Tensor] = []
+        """What each attention layer gives, in the order of the calls, step after step."""
 
     def attend(
         self, layer: SelfAttention | CrossAttention, x: Tensor, context: Tensor, cross: bool
@@ -55,11 +59,12 @@ class Controller:
                 maps[row] = source
         if cross and layer.maps_words:
             self.sites.append(maps[self.rows :].mean(dim=1))
-        return layer.merge(maps @ v)
+        self.layers.append(layer.merge(maps @ v))
+        return self.layers[-1]
 
-    def mask(self, words: Tensor, pool: bool) -> Tensor:
-        """Threshold the summed maps of the words of each row, (1 + E, 8, 8); union with source."""
-        found = (self.total * words[:, None]).sum(dim=-1).unflatten(1, (8, 8))
+    def mask(self, words: Tensor, size: tuple[int, int], pool: bool) -> Tensor:
+        """Threshold the summed maps of the words of each row, (1 + E, h, w); union with source."""
+        found = (self.total * words[:, None]).sum(dim=-1).unflatten(1, size)
         if pool:
             found = torch.nn.functional.max_pool2d(found, 3, 1, 1)
         found = found / found.amax(dim=(1, 2), keepdim=True)
@@ -71,9 +76,11 @@ class Controller:
         self.sites.clear()
         if self.blend is None or self.step < int(0.2 * steps):
             return latent
-        mask = self.mask(self.blend, pool=True)
+        size = (latent.shape[-2], latent.shape[-1])
+        mask = self.mask(self.blend, size, pool=True)
         if self.subtract is not None:
-            mask = mask & ~self.mask(self.subtract, pool=False)
+            mask = mask & ~self.mask(self.subtract, size, pool=False)
+        self.masks.append(mask)
         return latent[:1] + mask[:, None] * (latent - latent[:1])
 
 
