@@ -1,9 +1,10 @@
 """`invert`: an image and its caption to an `Inversion`."""
 
 import math
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, cast, overload
 
+import torch
 from torch import Tensor
 
 from nti.image import ImageLike, Placement, fit_image, load_image, open_image
@@ -23,7 +24,8 @@ Size = int | tuple[int, int] | Literal["native"]
 granularity."""
 
 
-def invert(
+@overload
+def invert(  # type: ignore[overload-overlap]  # a string is a sequence of strings
     model: StableDiffusion,
     image: ImageLike,
     prompt: str,
@@ -38,13 +40,54 @@ def invert(
     learning_rate: Callable[[int, int], float] = published_learning_rate,
     threshold: Callable[[int, int], float] = published_threshold,
     progress: bool = False,
-) -> Inversion:
-    """Invert an image (null-text inversion, arXiv 2211.09794, Algorithm 1).
+) -> Inversion: ...
+
+
+@overload
+def invert(
+    model: StableDiffusion,
+    image: Sequence[ImageLike],
+    prompt: Sequence[str],
+    *,
+    size: Size | None = None,
+    fit: str = "crop",
+    steps: int = 50,
+    guidance_scale: float | None = None,
+    inner_steps: int = 10,
+    method: str = "null-text",
+    noise_at: str = "target",
+    learning_rate: Callable[[int, int], float] = published_learning_rate,
+    threshold: Callable[[int, int], float] = published_threshold,
+    progress: bool = False,
+) -> list[Inversion]: ...
+
+
+def invert(
+    model: StableDiffusion,
+    image: ImageLike | Sequence[ImageLike],
+    prompt: str | Sequence[str],
+    *,
+    size: Size | None = None,
+    fit: str = "crop",
+    steps: int = 50,
+    guidance_scale: float | None = None,
+    inner_steps: int = 10,
+    method: str = "null-text",
+    noise_at: str = "target",
+    learning_rate: Callable[[int, int], float] = published_learning_rate,
+    threshold: Callable[[int, int], float] = published_threshold,
+    progress: bool = False,
+) -> Inversion | list[Inversion]:
+    """Invert an image, or many at once (null-text inversion, arXiv 2211.09794, Algorithm 1).
+
+    Each image of a batch has its own embedding, optimizer and early stop: what comes back is what
+    inverting them one by one gives.
 
     Args:
         model: the model.
-        image: a path, a PIL image, or a tensor (3, H, W) or (1, 3, H, W) in [-1, 1].
-        prompt: what the image shows.
+        image: a path, a PIL image, or a tensor (3, H, W) or (1, 3, H, W) in [-1, 1]; or a list of
+            such, which come to one size.
+        prompt: what the image shows; with a list of images a list, one for each.
         size: in pixels; None: the square that the model was trained at. A tensor is taken as is.
         fit: how an image of another shape is brought to it: `crop` keeps its middle, `pad` all of
             it and continues its edges, `stretch` changes its shape.
@@ -59,7 +102,7 @@ def invert(
         progress: show bars.
 
     Returns:
-        The inversion, its tensors on the CPU.
+        The inversion, its tensors on the CPU; for a list of images a list.
 
     Raises:
         ValueError: an image, number or method that cannot be.
@@ -76,9 +119,11 @@ def invert(
     if not math.isfinite(w):
         raise ValueError(f"guidance_scale: got {w}, expected a finite number")
     schedule = model.schedule(steps)
-    pixels, placement = _fitted(model, image, size, fit)
-    latent = model.encode_image(pixels)
-    cond, null = model.encode_text([prompt]), model.encode_text([""])
+    images, prompts = _pairs(image, prompt)
+    fitted = [_fitted(model, each, size, fit) for each in images]
+    latent = model.encode_image(_stacked([pixels for pixels, _ in fitted]))
+    cond = model.encode_text(prompts)
+    null = model.encode_text([""]).expand_as(cond).contiguous()
     pivot = ddim_invert(model, latent, cond, schedule, noise_at=noise_at, progress=progress)
     result = optimize_null_text(
         model,
@@ -92,17 +137,51 @@ def invert(
         threshold=threshold,
         progress=progress,
     )
-    return Inversion(
-        prompt=prompt,
-        method=method,
-        guidance_scale=w,
-        model_name=model.config.name,
-        uncond=result.uncond[:, 0].cpu(),
-        pivot=pivot[:, 0].cpu(),
-        latents=result.latents[:, 0].cpu(),
-        losses=result.losses[:, 0].cpu(),
-        placement=placement,
-    )
+    made = [
+        Inversion(
+            prompt=words,
+            method=method,
+            guidance_scale=w,
+            model_name=model.config.name,
+            uncond=result.uncond[:, i].cpu(),
+            pivot=pivot[:, i].cpu(),
+            latents=result.latents[:, i].cpu(),
+            losses=result.losses[:, i].cpu(),
+            placement=placement,
+        )
+        for i, (words, (_, placement)) in enumerate(zip(prompts, fitted, strict=True))
+    ]
+    return made[0] if isinstance(prompt, str) else made
+
+
+def _pairs(
+    image: ImageLike | Sequence[ImageLike], prompt: str | Sequence[str]
+) -> tuple[Sequence[ImageLike], Sequence[str]]:
+    """Return images and prompts as lists of one length."""
+    several = isinstance(image, Sequence) and not isinstance(image, str)
+    if several == isinstance(prompt, str):
+        got = "a list of images and one prompt" if several else "one image and a list of prompts"
+        raise ValueError(f"invert: got {got}, expected one of each or a list of each")
+    if isinstance(prompt, str):
+        return [cast(ImageLike, image)], [prompt]
+    images = cast(Sequence[ImageLike], image)
+    if not images or len(images) != len(prompt):
+        raise ValueError(
+            f"invert: got {len(images)} images and {len(prompt)} prompts, expected as many of each,"
+            f" one at least"
+        )
+    return images, prompt
+
+
+def _stacked(pixels: list[Tensor]) -> Tensor:
+    """Return (B, 3, H, W) of images (1, 3, H, W)."""
+    sizes = sorted({f"{x.shape[-1]}x{x.shape[-2]}" for x in pixels})
+    if len(sizes) > 1:
+        raise ValueError(
+            f"invert: got images of {', '.join(sizes)} pixels, expected one size:"
+            f" give it as `size`, or invert them one by one"
+        )
+    return torch.cat(pixels)
 
 
 def _fitted(
