@@ -15,6 +15,7 @@ from torch import Tensor
 from cases import StepInputs, random_model, step_inputs
 from nti.config import ModelConfig
 from nti.model import StableDiffusion
+from nti.networks.unet import Begun
 from nti.sampling.step import AdamState, null_text_iteration
 from peers import PublishedLoop, diffusers_unet
 from rows import Row, make_row
@@ -23,7 +24,7 @@ from timing import child_peak_mib, interleaved, own_peak_mib
 __all__ = ["PEAKS", "peak", "step"]
 
 W = 7.5
-PEAKS = ("published", "frozen", "nti")
+PEAKS = ("published", "frozen", "nti", "nti, low memory")
 """The providers whose memory is measured, each in a process of its own."""
 
 
@@ -37,6 +38,13 @@ def ours(model: StableDiffusion, x: StepInputs, *, hoist: bool) -> Tensor:
         return model.finish(begun, embedding)
 
     return _iterate(predict, x)
+
+
+def _recomputing(model: StableDiffusion, begun: Begun, x: StepInputs) -> Tensor:
+    model.unet.recompute = True
+    uncond = _iterate(partial(model.finish, begun), x)
+    model.unet.recompute = False
+    return uncond
 
 
 def _iterate(predict: Callable[[Tensor], Tensor], x: StepInputs) -> Tensor:
@@ -73,6 +81,7 @@ def step(
         "nti every time": partial(ours, model, x, hoist=False),
         # What is begun once a timestep serves ten iterations.
         "nti": partial(_iterate, partial(model.finish, begun), x),
+        "nti, low memory": partial(_recomputing, model, begun, x),
     }
     expected = calls["frozen"]()
     change = (expected - x.uncond).norm()
@@ -105,7 +114,8 @@ def peak(
 ) -> float:
     """Run two iterations of one provider in this process and return its peak memory in MiB."""
     model = random_model(config, dtype, device)
-    if provider == "nti":
+    if provider.startswith("nti"):
+        model.unet.recompute = "low" in provider
         x = step_inputs(model, side)
         begun = model.begin(x.latent, x.timestep)
         for _ in range(2):

@@ -138,14 +138,21 @@ def _common_options() -> _Parser:
     common.add_argument(
         "--checkpoint",
         type=Path,
-        metavar="FILE",
-        help="SD v1 weights (default: the embedded model)",
+        metavar="PATH",
+        help="SD v1 weights: a .safetensors file or a diffusers directory (default: the embedded"
+        " model)",
     )
-    common.add_argument("--vae", type=Path, metavar="FILE", help="another autoencoder's weights")
+    common.add_argument("--vae", type=Path, metavar="PATH", help="another autoencoder's weights")
     common.add_argument("--device", help="cpu or cuda (default: cuda if there is any)")
     common.add_argument(
         "--dtype",
         help="float32, float16, bfloat16 or float64 (default: float16 on cuda, else float32)",
+    )
+    common.add_argument(
+        "--memory", default="normal", help="normal (default), or low: compute more, keep less"
+    )
+    common.add_argument(
+        "--compile", action="store_true", help="compile the steps first: minutes, then faster"
     )
     common.add_argument("--steps", type=int, metavar="T", help="timesteps (50)")
     common.add_argument(
@@ -212,7 +219,18 @@ def _load(options: argparse.Namespace) -> "StableDiffusion":
     if options.dtype not in (None, *dtypes):
         raise ValueError(f"--dtype: got {options.dtype!r}, expected one of {', '.join(dtypes)}")
     dtype = dtypes.get(options.dtype)
-    return load_model(options.checkpoint, vae=options.vae, device=options.device, dtype=dtype)
+    model = load_model(
+        options.checkpoint,
+        vae=options.vae,
+        device=options.device,
+        dtype=dtype,
+        memory=options.memory,
+    )
+    if options.compile:
+        from nti.compilation import compile_model
+
+        return compile_model(model)
+    return model
 
 
 def _open_inversion(options: argparse.Namespace) -> "Inversion":

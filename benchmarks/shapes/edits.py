@@ -15,15 +15,15 @@ __all__ = ["KINDS", "EditCase", "cases"]
 KINDS = ("colour", "shape", "pattern", "background")
 
 WINDOWS: dict[str, dict[str, float]] = {
-    "colour": {"cross_replace": 0.8, "self_replace": 0.5},
+    "colour": {"cross_replace": 0.6, "self_replace": 0.3},
     "shape": {"cross_replace": 0.2, "self_replace": 0.1},
     "pattern": {"cross_replace": 0.8, "self_replace": 0.5},
     "background": {"cross_replace": 0.0, "self_replace": 0.0},
 }
-"""Chosen on other scenes than those that are scored. Colours and patterns take the published
-defaults; a new shape needs its own layout early. z_T already tells this small model the background,
-so a new one needs every step: there Prompt-to-Prompt injects nothing, and what is kept of the
-objects is what z_T and the null embeddings keep."""
+"""Chosen on other scenes than those that are scored. Patterns take the published defaults, colours
+shorter windows; a new shape needs its own layout early. z_T already tells this small model the
+background, so a new one needs every step: there Prompt-to-Prompt injects nothing, and what is kept
+of the objects is what z_T and the null embeddings keep."""
 
 
 @dataclass(frozen=True)

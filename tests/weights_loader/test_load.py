@@ -103,7 +103,7 @@ def test_an_unknown_backend_is_refused() -> None:
 
 
 def test_the_embedded_checkpoint_is_small_and_states_its_provenance() -> None:
-    assert embedded_checkpoint().stat().st_size <= 24 * 2**20
+    assert embedded_checkpoint().stat().st_size <= 24_000_000
     metadata = read_metadata(embedded_checkpoint())
     assert CONFIG_KEY in metadata and "seed" in metadata["card"]
 
