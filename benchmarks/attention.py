@@ -1,0 +1,96 @@
+"""Section `kernels`: the Triton attention against the reference on PyTorch's fused attention, at the
+shapes of Stable Diffusion v1 on a 512 px image. Only on CUDA.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from nti.kernels.cfg_attention import Fold, cfg_attention
+from nti.kernels.self_attention import self_attention
+from torch import Tensor
+
+from rows import Row, make_row
+from timing import interleaved
+
+__all__ = ["kernels"]
+
+HEADS, TOKENS, CALLS = 8, 77, 20
+SITES = ((4096, 40), (1024, 80), (256, 160), (64, 160))
+"""Positions and head size of each level."""
+
+Inputs = dict[str, Tensor]
+
+
+def kernels(repeats: int) -> list[Row]:
+    """Time forward and backward passes of each op; a row a provider and shape."""
+    rows = []
+    for length, size in SITES:
+        for name, keys, call in (
+            ("self, forward", length, _self),
+            ("self, backward", length, partial(_backward, _self)),
+            ("cross, forward", TOKENS, _cross),
+            ("cross, backward", TOKENS, partial(_backward, _cross)),
+            ("cross with an edit", TOKENS, _edited),
+        ):
+            rows += _compare(name, call, _inputs(length, keys, size), repeats)
+    return rows
+
+
+def _inputs(length: int, keys: int, size: int) -> Inputs:
+    g = torch.Generator("cuda").manual_seed(0)
+    shapes = {"q": length, "k": keys, "v": keys, "cotangent": length}
+    return {
+        name: torch.randn(3, HEADS, n, size, generator=g, device="cuda", dtype=torch.float16)
+        for name, n in shapes.items()
+    }
+
+
+def _self(x: Inputs, backend: str) -> Tensor:
+    return self_attention(x["q"], x["k"], x["v"], backend=backend)
+
+
+def _cross(x: Inputs, backend: str) -> Tensor:
+    return cfg_attention(x["q"], x["k"], x["v"], backend=backend)[0]
+
+
+def _edited(x: Inputs, backend: str) -> Tensor:
+    """A replayed edit's three rows, one of them edited, with the maps of two words."""
+    like = x["q"]
+    mix = torch.eye(TOKENS, device=like.device, dtype=torch.float32)[None]
+    fold = Fold(torch.ones(1, device=like.device, dtype=torch.int64), 0.5 * mix, 0.5 * mix[:, 0])
+    words = torch.eye(TOKENS, 2, device=like.device).expand(2, -1, -1)
+    return cfg_attention(x["q"], x["k"], x["v"], fold, words, backend=backend)[0]
+
+
+def _backward(forward: Callable[[Inputs, str], Tensor], x: Inputs, backend: str) -> Tensor:
+    q = x["q"].detach().requires_grad_()
+    out = forward({**x, "q": q}, backend)
+    return torch.autograd.grad(out, q, x["cotangent"])[0]
+
+
+def _compare(
+    name: str, call: Callable[[Inputs, str], Tensor], x: Inputs, repeats: int
+) -> list[Row]:
+    exact = call({key: value.float() for key, value in x.items()}, "reference")
+    errors = {
+        backend: float((call(x, backend).float() - exact).norm() / exact.norm())
+        for backend in ("reference", "triton")
+    }
+    if errors["triton"] > 3 * errors["reference"]:
+        raise RuntimeError(f"{name}: got errors {errors}, expected at most 3 times the reference's")
+
+    def several(backend: str) -> None:
+        for _ in range(CALLS):
+            call(x, backend)
+
+    times = interleaved({b: partial(several, b) for b in errors}, repeats, warmup=3)
+    length, size = x["q"].shape[2:]
+    return [
+        make_row(
+            "kernels", backend, f"{name}, {length} positions, d {size}", dtype=x["q"].dtype,
+            milliseconds=[t / CALLS for t in times[backend]], quality=errors[backend],
+            unit="relative error to float32",
+        )
+        for backend in errors
+    ]  # fmt: skip
