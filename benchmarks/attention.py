@@ -1,5 +1,5 @@
-"""Section `kernels`: the Triton attention against the reference on PyTorch's fused attention, at the
-shapes of Stable Diffusion v1 on a 512 px image. Only on CUDA.
+"""Section `kernels`: the Triton attention against the reference on PyTorch's fused attention, in
+the shapes of Stable Diffusion v1 on a 512 px image. Only on CUDA.
 """
 
 from collections.abc import Callable
@@ -28,9 +28,9 @@ def kernels(repeats: int) -> list[Row]:
     for length, size in SITES:
         for name, keys, call in (
             ("self, forward", length, _self),
-            ("self, backward", length, partial(_backward, _self)),
+            ("self, both passes", length, partial(_backward, _self)),
             ("cross, forward", TOKENS, _cross),
-            ("cross, backward", TOKENS, partial(_backward, _cross)),
+            ("cross, both passes", TOKENS, partial(_backward, _cross)),
             ("cross with an edit", TOKENS, _edited),
         ):
             rows += _compare(name, call, _inputs(length, keys, size), repeats)

@@ -4,10 +4,12 @@ import dataclasses
 from dataclasses import dataclass
 
 import torch
+from nti.kernels.backend import resolve_backend
 from torch import Tensor, nn
 
 from nti.config import SD_V1, ModelConfig
 from nti.model import StableDiffusion, skeletons
+from nti.networks.attention import set_backend
 from nti.networks.text_encoder import TextEncoder
 from nti.networks.tokenizer import Tokenizer
 from nti.networks.unet import UNet
@@ -46,6 +48,7 @@ def random_model(
             _fill(network)
             network.to(dtype)
     unet, vae, text = networks["unet"], networks["vae"], networks["text"]
+    set_backend(unet, resolve_backend(backend, device, dtype))
     assert isinstance(unet, UNet) and isinstance(vae, VAE) and isinstance(text, TextEncoder)
     if whole:
         text.restore_buffers(device)

@@ -1,5 +1,4 @@
-"""Attention of a guidance batch with the Prompt-to-Prompt fold: the reference, on
-scaled_dot_product_attention.
+"""Cross-attention of a guidance batch with the Prompt-to-Prompt fold and the words' maps.
 
 P2P replaces an edit row's probabilities P_e by P_s A + P_e diag(b), P_s those of its source row. As
 the output is linear in the probabilities,
@@ -8,33 +7,76 @@ the output is linear in the probabilities,
     (b * V_e),
 
 two attentions with small, premultiplied values: no map is ever in memory. A word's map, averaged
-over heads, is the same product with an indicator column in the place of V_e.
+over heads, is the same product with an indicator column in the place of V_e. That is the reference,
+on scaled_dot_product_attention; the Triton kernel folds the probabilities themselves, a tile at a
+time.
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from nti.kernels.backend import check_backend
 from torch import Tensor
 
-__all__ = ["cfg_attention", "materialised", "word_maps"]
+__all__ = ["Fold", "cfg_attention", "materialised", "reference", "word_maps"]
+
+
+class Fold(NamedTuple):
+    """One step's edit of the probabilities of the last E rows."""
+
+    source_rows: Tensor
+    """(E,) int64, the row of each edit's source."""
+    source_mix: Tensor
+    """A (E, S, S), rows source tokens, columns the edit's."""
+    own_mix: Tensor
+    """b (E, S)."""
 
 
 def cfg_attention(
-    q: Tensor, k: Tensor, v: Tensor, source_rows: Tensor, source_mix: Tensor, own_mix: Tensor
-) -> Tensor:
-    """Cross-attention of B rows whose last E rows are edited.
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    fold: Fold | None = None,
+    words: Tensor | None = None,
+    *,
+    backend: str = "reference",
+) -> tuple[Tensor, Tensor | None]:
+    """Cross-attention of B rows, the last E of them edited, and the words' maps after the edit.
 
     Args:
         q: (B, heads, L, d) queries.
         k: (B, heads, S, d) keys.
         v: (B, heads, S, d) values.
-        source_rows: (E,) int64, the row of each edit's source.
-        source_mix: A (E, S, S), rows source tokens, columns the edit's.
-        own_mix: b (E, S).
+        fold: the edit, or None.
+        words: (R, S, W) indicator columns of the last R rows, R >= E, or None.
+        backend: `reference` or `triton`; the latter takes float16, bfloat16 and float32.
 
     Returns:
-        (B, heads, L, d) in q's dtype.
+        (B, heads, L, d) in q's dtype, and the attention mass on each column's tokens averaged over
+        heads, (R, L, W), or None without words. The maps are float64 for float64 inputs, float32
+        for all others: the caller sums them up. The first is differentiable in q, k and v; by
+        Triton only without a fold.
+
+    Raises:
+        ValueError: an unknown backend, inputs that the Triton kernel does not take, or (at the
+        backward pass) a gradient that it does not compute.
 
     """
+    check_backend(backend)
+    if backend == "triton":
+        from nti.kernels import cfg_attention_triton
+
+        return cfg_attention_triton.cfg_attention(q, k, v, fold, words)
+    maps = None if words is None else word_maps(q, k, words, fold)
+    return reference(q, k, v, fold), maps
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor, fold: Fold | None = None) -> Tensor:
+    """The attention alone, on scaled_dot_product_attention."""
+    if fold is None:
+        return F.scaled_dot_product_attention(q, k, v)
+    source_rows, source_mix, own_mix = fold
     first = q.shape[0] - source_rows.shape[0]
     a, b = source_mix.to(v.dtype), own_mix.to(v.dtype)
     edited = v[first:]
@@ -46,23 +88,8 @@ def cfg_attention(
     return torch.cat([out[:first], out[first:] + from_source])
 
 
-def word_maps(
-    q: Tensor, k: Tensor, words: Tensor, source_rows: Tensor, source_mix: Tensor, own_mix: Tensor
-) -> Tensor:
-    """Attention mass on groups of tokens, after the edit, averaged over heads.
-
-    Args:
-        q: (B, heads, L, d) queries.
-        k: (B, heads, S, d) keys.
-        words: (R, S, W) indicator columns of the last R rows, R >= E.
-        source_rows: (E,) int64, the row of each edit's source.
-        source_mix: A (E, S, S).
-        own_mix: b (E, S).
-
-    Returns:
-        (R, L, W), float64 for float64 inputs, float32 for all others: the caller sums them up.
-
-    """
+def word_maps(q: Tensor, k: Tensor, words: Tensor, fold: Fold | None = None) -> Tensor:
+    """The maps alone: as many attentions as words (R, S, W) fill heads with."""
     heads, size = q.shape[1], q.shape[-1]
     width = words.shape[-1]
     first = q.shape[0] - words.shape[0]
@@ -74,18 +101,18 @@ def word_maps(
         columns = F.pad(columns, (0, size - columns.shape[-1]))
         columns = columns[:, None].expand(-1, heads, -1, -1)
         nothing = columns.new_zeros(first, *columns.shape[1:])
-        mixed = cfg_attention(q, k, torch.cat([nothing, columns]), source_rows, source_mix, own_mix)
+        mixed = reference(q, k, torch.cat([nothing, columns]), fold)
         exact = torch.promote_types(q.dtype, torch.float32)
         maps.append(mixed[first:].to(exact).mean(dim=1))
     return torch.cat(maps, dim=-1)[..., :width]
 
 
-def materialised(
-    q: Tensor, k: Tensor, source_rows: Tensor, source_mix: Tensor, own_mix: Tensor
-) -> Tensor:
+def materialised(q: Tensor, k: Tensor, fold: Fold | None = None) -> Tensor:
     """Return the edited maps (B, heads, L, S) themselves: for looking at and for tests."""
     probabilities = torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1)
-    first = q.shape[0] - source_rows.shape[0]
-    a, b = source_mix.to(q.dtype), own_mix.to(q.dtype)
-    edited = probabilities[source_rows] @ a[:, None] + probabilities[first:] * b[:, None, None]
+    if fold is None:
+        return probabilities
+    first = q.shape[0] - fold.source_rows.shape[0]
+    a, b = fold.source_mix.to(q.dtype), fold.own_mix.to(q.dtype)
+    edited = probabilities[fold.source_rows] @ a[:, None] + probabilities[first:] * b[:, None, None]
     return torch.cat([probabilities[:first], edited])

@@ -149,6 +149,12 @@ def _common_options() -> _Parser:
         help="float32, float16, bfloat16 or float64 (default: float16 on cuda, else float32)",
     )
     common.add_argument(
+        "--backend",
+        default="auto",
+        help="who computes attention: reference, triton or auto (triton for half precision on"
+        " cuda)",
+    )
+    common.add_argument(
         "--memory", default="normal", help="normal (default), or low: compute more, keep less"
     )
     common.add_argument(
@@ -224,6 +230,7 @@ def _load(options: argparse.Namespace) -> "StableDiffusion":
         vae=options.vae,
         device=options.device,
         dtype=dtype,
+        backend=options.backend,
         memory=options.memory,
     )
     if options.compile:

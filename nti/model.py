@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from nti.config import SD_V1, ModelConfig
+from nti.kernels.backend import resolve_backend
+from nti.networks.attention import set_backend
 from nti.networks.control import AttentionCapture, AttentionControl
 from nti.networks.text_encoder import TextEncoder
 from nti.networks.tokenizer import Tokenizer
@@ -39,7 +41,6 @@ CONFIG_KEY = "nti_config"
 
 Network = TypeVar("Network", bound=nn.Module)
 
-BACKENDS = ("auto", "reference")
 MEMORY = ("normal", "low")
 
 
@@ -223,9 +224,8 @@ def load_model(
         vae: a file or directory whose autoencoder replaces the checkpoint's.
         device: None: CUDA if there is any, else the CPU.
         dtype: what the networks compute in; None: float16 on CUDA, float32 elsewhere.
-        backend: who computes attention: `reference` (scaled_dot_product_attention) or `auto`, which
-            is the same until there is another.
-
+        backend: who computes the UNet's attention: `reference` (scaled_dot_product_attention),
+            `triton`, or `auto`: Triton for half precision on CUDA, else the reference.
         memory: `low` computes the UNet's blocks again in the backward pass instead of keeping what
             is inside them: half the memory of an inner iteration for a third more of its time.
 
@@ -235,17 +235,16 @@ def load_model(
     Raises:
         CheckpointError: a file that is missing, is no safetensors file, is known to be something
         else (SD 2.x, SDXL, inpainting, LoRA, pickle), or does not hold exactly these networks.
-        ValueError: an unknown backend, or `memory`.
+        ValueError: an unknown device, backend or `memory`, or `triton` where it cannot run.
 
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend: got {backend!r}, expected one of {', '.join(BACKENDS)}")
     if memory not in MEMORY:
         raise ValueError(f"memory: got {memory!r}, expected one of {', '.join(MEMORY)}")
     device = _device(device)
     dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
+    backend = resolve_backend(backend, device, dtype)
     files, config = locate(checkpoint, vae)
-    logger.info("%s on %s in %s, attention: reference", config.name, device, dtype)
+    logger.info("%s on %s in %s, attention: %s", config.name, device, dtype, backend)
     networks = skeletons(config)
     parameters = read_networks(
         files,
@@ -260,6 +259,7 @@ def load_model(
     assert isinstance(unet, UNet) and isinstance(autoencoder, VAE) and isinstance(text, TextEncoder)
     text.restore_buffers(device)
     unet.recompute = memory == "low"
+    set_backend(unet, backend)
     return StableDiffusion(config, unet, autoencoder, text, Tokenizer(config.text.context_length))
 
 

@@ -15,6 +15,10 @@ where a gradient is near zero."""
 MEASURED: dict[tuple[str, str], float] = {}
 """The largest error of every test and dtype so far, for `pytest --errors FILE`."""
 
+FORWARD_FACTOR, GRADIENT_FACTOR = 2.0, 3.0
+"""A kernel's error, in units of the one that PyTorch makes in the same dtype: tiles add up in
+another order, and a gradient is a longer chain of such sums."""
+
 
 def relative_error(a: Tensor, b: Tensor) -> float:
     """||a - b|| / ||b||."""
@@ -33,3 +37,14 @@ def record(error: float, dtype: torch.dtype) -> None:
     """Keep a test's largest error."""
     key = os.environ["PYTEST_CURRENT_TEST"].split(" ")[0], str(dtype).removeprefix("torch.")
     MEASURED[key] = max(error, MEASURED.get(key, 0.0))
+
+
+def assert_as_exact_as_torch(
+    ours: Tensor, torchs: Tensor, exact: Tensor, factor: float, name: str
+) -> None:
+    """Fail where `ours` is further from the float64 `exact` than `factor` times PyTorch is."""
+    assert ours.shape == torchs.shape == exact.shape, name
+    assert ours.dtype == torchs.dtype, name
+    assert exact.dtype == torch.float64 and exact.norm() > 0, name
+    error, allowed = relative_error(ours, exact), factor * relative_error(torchs, exact)
+    assert error <= allowed, f"{name}: relative error {error:.2e}, allowed {allowed:.2e}"

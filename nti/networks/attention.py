@@ -1,21 +1,34 @@
 """The attention of the UNet's transformers, with the control point that Prompt-to-Prompt fills."""
 
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from nti.kernels import cfg_attention
+from nti.kernels.backend import check_backend
+from nti.kernels.cfg_attention import Fold, cfg_attention, materialised
+from nti.kernels.self_attention import self_attention
 from nti.networks.control import AttentionControl
 
-__all__ = ["CrossAttention", "SelfAttention"]
+__all__ = ["CrossAttention", "SelfAttention", "set_backend"]
+
+
+def set_backend(network: nn.Module, backend: str) -> None:
+    """Have a network's attention computed by `reference` or `triton`; ValueError for another."""
+    check_backend(backend)
+    for module in network.modules():
+        if isinstance(module, Attention):
+            module.backend = backend
 
 
 class Attention(nn.Module):
     """Projections of multi-head attention: q, k, v without bias, the output with."""
 
+    backend: str
+    """Who computes it; fixed before the first call, so that a graph holds one kernel."""
+
     def __init__(self, channels: int, context_dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
+        self.backend = "reference"
         self.to_q = nn.Linear(channels, channels, bias=False)
         self.to_k = nn.Linear(context_dim, channels, bias=False)
         self.to_v = nn.Linear(context_dim, channels, bias=False)
@@ -43,11 +56,11 @@ class SelfAttention(Attention):
     ) -> Tensor:
         """(B, L, channels) -> the same; `capture` receives probabilities (B, heads, L, L)."""
         q, k, v = self.split(self.to_q(x)), self.split(self.to_k(x)), self.split(self.to_v(x))
-        if self.inject and control is not None:
-            q, k = q[control.self_rows], k[control.self_rows]
+        rows = control.self_rows if self.inject and control is not None else None
         if capture is not None:
-            capture.append((q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1))
-        return self.merge(F.scaled_dot_product_attention(q, k, v))
+            own = (q, k) if rows is None else (q[rows], k[rows])
+            capture.append(materialised(*own))
+        return self.merge(self_attention(q, k, v, rows, backend=self.backend))
 
 
 class CrossAttention(Attention):
@@ -73,14 +86,11 @@ class CrossAttention(Attention):
             self.split(self.to_k(context)),
             self.split(self.to_v(context)),
         )
-        if control is None:
-            if capture is not None:
-                capture.append((q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1))
-            return self.merge(F.scaled_dot_product_attention(q, k, v)), None
-        fold = (control.source_rows, control.source_mix, control.own_mix)
+        fold = words = None
+        if control is not None:
+            fold = Fold(control.source_rows, control.source_mix, control.own_mix)
+            words = control.words if self.maps_words else None
         if capture is not None:
-            capture.append(cfg_attention.materialised(q, k, *fold))
-        maps = None
-        if self.maps_words and control.words is not None:
-            maps = cfg_attention.word_maps(q, k, control.words, *fold)
-        return self.merge(cfg_attention.cfg_attention(q, k, v, *fold)), maps
+            capture.append(materialised(q, k, fold))
+        out, maps = cfg_attention(q, k, v, fold, words, backend=self.backend)
+        return self.merge(out), maps

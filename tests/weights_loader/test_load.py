@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from nti.kernels.backend import BACKENDS
 from nti.weights_loader import CheckpointError, read_metadata
 from safetensors.torch import load_file, save_file
 
@@ -100,6 +101,18 @@ def test_a_missing_file_and_a_file_of_another_kind_say_so(tmp_path: Path) -> Non
 def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(ValueError, match="backend: got 'xformers'"):
         nti.load_model(backend="xformers")
+    with pytest.raises(ValueError, match="device: got 'cpu'"):
+        nti.load_model(device="cpu", backend="triton")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_resolved_backend_computes_the_unets_attention(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nti.model, "resolve_backend", lambda *_: backend)
+    modules = [m for m in nti.load_model(device="cpu").unet.modules() if hasattr(m, "backend")]
+    assert modules
+    assert {m.backend for m in modules} == {backend}
 
 
 def test_the_embedded_checkpoint_is_small_and_states_its_provenance() -> None:

@@ -1,0 +1,311 @@
+"""What the Triton attention must do, as functions of a device: run on CUDA where there is one, and
+on the CPU by `interpreter_worker.py`, in a process of its own.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from nti.kernels import self_attention_triton
+from nti.kernels.attention_backward_triton import attention_backward
+from nti.kernels.cfg_attention import Fold, cfg_attention
+from nti.kernels.cfg_attention_triton import cfg_attention_forward
+from nti.kernels.self_attention import self_attention
+from nti.kernels.self_attention_triton import self_attention_forward
+from nti.kernels.tiles import INTERPRETED, Tiles
+from torch import Tensor
+
+from nti.config import UNetConfig
+from nti.networks.attention import CrossAttention, SelfAttention, set_backend
+from nti.networks.control import AttentionControl
+from nti.networks.unet import UNet
+from tolerances import FORWARD_FACTOR, GRADIENT_FACTOR, assert_as_exact_as_torch, assert_close
+
+DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+TOKENS = 77
+
+Op = Callable[..., Tensor]
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Fill what is allocated with NaN, so that an element never written shows."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(1).isnan().all()
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def normal(name: str, dtype: torch.dtype, device: str) -> Callable[..., Tensor]:
+    """Random tensors, other ones for every check and the same in every run."""
+    g = torch.Generator().manual_seed(sum(i * ord(c) for i, c in enumerate(name, 1)))
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64).to(device, dtype)
+
+    return draw
+
+
+def heads_last(x: Tensor) -> Tensor:
+    """As attention gets them: (B, L, heads, d) in memory, (B, heads, L, d) to look at."""
+    return x.transpose(1, 2)
+
+
+def with_gradients(op: Op, inputs: list[Tensor], cotangent: Tensor) -> list[Tensor]:
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    out = op(*inputs)
+    gradients = torch.autograd.grad(out, inputs, cotangent.to(out.dtype))
+    return [out.detach(), *gradients]
+
+
+def compare_gradients(op: Op, inputs: list[Tensor], cotangent: Tensor) -> None:
+    """Output and gradients of q, k and v by Triton, as exact as PyTorch's in the same dtype."""
+    with poisoned_memory():
+        ours = with_gradients(functools.partial(op, backend="triton"), inputs, cotangent)
+    torchs = with_gradients(op, inputs, cotangent)
+    exact = with_gradients(op, [x.double() for x in inputs], cotangent)
+    for name, a, b, c in zip(("out", "d_q", "d_k", "d_v"), ours, torchs, exact, strict=True):
+        factor = FORWARD_FACTOR if name == "out" else GRADIENT_FACTOR
+        assert_as_exact_as_torch(a, b, c, factor, name)
+
+
+def check_self(device: str, name: str, dtype: str, head: int, length: int, rows: bool) -> None:
+    draw = normal(name, DTYPES[dtype], device)
+    inputs = [heads_last(draw(2, length, 2, head)) for _ in range(3)]
+    source = torch.tensor([1, 1], device=device) if rows else None
+
+    def op(q: Tensor, k: Tensor, v: Tensor, backend: str = "reference") -> Tensor:
+        return self_attention(q, k, v, source, backend=backend)
+
+    compare_gradients(op, inputs, heads_last(draw(2, length, 2, head)))
+
+
+def check_cross(device: str, name: str, dtype: str, head: int, length: int) -> None:
+    """The null-text path: no fold, and the gradients of a prompt's few keys."""
+    draw = normal(name, DTYPES[dtype], device)
+    inputs = [heads_last(draw(2, n, 2, head)) for n in (length, TOKENS, TOKENS)]
+
+    def op(q: Tensor, k: Tensor, v: Tensor, backend: str = "reference") -> Tensor:
+        return cfg_attention(q, k, v, backend=backend)[0]
+
+    compare_gradients(op, inputs, heads_last(draw(2, length, 2, head)))
+
+
+def check_fold(device: str, name: str, dtype: str, head: int, length: int, columns: int) -> None:
+    """One launch of a batch uncond, cond, edit: both outputs, words of the last two rows."""
+    heads = 1 if head > 128 else 2
+    draw = normal(name, DTYPES[dtype], device)
+    inputs = [heads_last(draw(3, n, heads, head)) for n in (length, TOKENS, TOKENS)]
+    fold = Fold(torch.tensor([1], device=device), draw(1, TOKENS, TOKENS), draw(1, TOKENS))
+    words = (draw(2, TOKENS, columns) > 1).to(torch.float32)
+    with poisoned_memory():
+        ours = cfg_attention(*inputs, fold, words, backend="triton")
+    torchs = cfg_attention(*inputs, fold, words)
+    exact_fold = Fold(fold.source_rows, fold.source_mix.double(), fold.own_mix.double())
+    exact = cfg_attention(*(x.double() for x in inputs), exact_fold, words)
+    for part, a, b, c in zip(("out", "maps"), ours, torchs, exact, strict=True):
+        assert a is not None and b is not None and c is not None
+        assert_as_exact_as_torch(a, b, c, FORWARD_FACTOR, part)
+
+
+def check_long(device: str) -> None:
+    """4096 positions; the interpreter takes larger tiles, or it would take minutes."""
+    draw = normal("long", torch.float16, device)
+    inputs = [heads_last(draw(1, 4096, 1, 40)) for _ in range(3)]
+    shipped = self_attention_triton.tiles
+    if INTERPRETED:
+        self_attention_triton.tiles = lambda dtype, head: Tiles(1024, 512, 4, 1)
+    try:
+        with poisoned_memory():
+            ours = self_attention(*inputs, backend="triton")
+    finally:
+        self_attention_triton.tiles = shipped
+    exact = self_attention(*(x.double() for x in inputs))
+    assert_as_exact_as_torch(ours, self_attention(*inputs), exact, FORWARD_FACTOR, "out")
+
+
+def check_any_layout(device: str) -> None:
+    """Inputs whose memory is laid out in another order, and a cotangent that repeats one number."""
+    draw = normal("layout", torch.float32, device)
+    q, k, v = (draw(1, 2, 20, 16) for _ in range(3))
+    exact = with_gradients(
+        self_attention, [x.double() for x in (q, k, v)], q.new_ones(()).expand(q.shape)
+    )
+    op = functools.partial(self_attention, backend="triton")
+    ours = with_gradients(op, [q, k, v.mT.contiguous().mT], q.new_ones(()).expand(q.shape))
+    for a, b in zip(ours, exact, strict=True):
+        assert (a - b).abs().max() < 1e-5  # d_q and d_k vanish where all values weigh the same
+
+
+def check_one_row_repeats(device: str) -> None:
+    """The same bits from every run, and from a row whatever rows are beside it."""
+    draw = normal("repeat", torch.float16, device)
+    q, k, v = (heads_last(draw(2, n, 2, 16)) for n in (100, TOKENS, TOKENS))
+    fold = Fold(torch.tensor([0], device=device), draw(1, TOKENS, TOKENS), draw(1, TOKENS))
+    words = (draw(1, TOKENS, 1) > 1).to(torch.float32)
+    first = cfg_attention(q, k, v, fold, words, backend="triton")
+    again = cfg_attention(q, k, v, fold, words, backend="triton")
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    alone, _ = cfg_attention(q[:1], k[:1], v[:1], backend="triton")
+    assert torch.equal(first[0][:1], alone)
+
+
+def check_opcheck(device: str) -> None:
+    """Schemas, fakes (true strides) and tracing of all three ops."""
+    draw = normal("opcheck", torch.float32, device)
+    q, k, v, d_out = (heads_last(draw(2, n, 2, 16)) for n in (20, TOKENS, TOKENS, 20))
+    rows = torch.tensor([0, 0], device=device)
+    for given in (None, rows):
+        torch.library.opcheck(self_attention_forward, (q, q, q, given))
+    out, lse, _ = cfg_attention_forward(q, k, v, None, None, None, None)
+    torch.library.opcheck(attention_backward, (d_out, q, k, v, out, lse, None))
+    fold = (rows[:1], draw(1, TOKENS, TOKENS), draw(1, TOKENS))
+    torch.library.opcheck(cfg_attention_forward, (q, k, v, None, None, None, None))
+    torch.library.opcheck(cfg_attention_forward, (q, k, v, *fold, draw(2, TOKENS, 3)))
+
+
+def check_vjp_in_one_graph(device: str) -> None:
+    """torch.func.vjp through both ops, eager and captured without a break, as autograd does it."""
+    draw = normal("vjp", torch.float32, device)
+    x, context, cotangent = (draw(1, n, 32) for n in (20, TOKENS, 20))
+
+    def attend(context: Tensor) -> Tensor:
+        q, k, v = (heads_last(t.unflatten(-1, (2, 16))) for t in (x, context, 2 * context))
+        crossed, _ = cfg_attention(q, k, v, backend="triton")
+        return self_attention(crossed, q, 2 * crossed, backend="triton").transpose(1, 2).flatten(2)
+
+    def pulled(context: Tensor) -> tuple[Tensor, Tensor]:
+        out, pull = torch.func.vjp(attend, context)
+        return out, pull(cotangent)[0]
+
+    out, gradient = with_gradients(attend, [context], cotangent)
+    compiled = torch.compile(pulled, fullgraph=True, backend="aot_eager")
+    for a, b in (pulled(context), compiled(context)):
+        assert_close(a.detach(), out)
+        assert_close(b.detach(), gradient)
+
+
+def check_control_in_one_graph(device: str) -> None:
+    """Both attention modules under control, captured once: other rows and another fold are data."""
+    torch.manual_seed(0)
+    modules = torch.nn.ModuleList([SelfAttention(32, 2, True), CrossAttention(32, 24, 2, True)])
+    set_backend(modules.to(device).requires_grad_(False), "triton")
+    draw = normal("graph", torch.float32, device)
+    x, context = draw(3, 20, 32), draw(3, TOKENS, 24)
+    graphs: list[torch.fx.GraphModule] = []
+
+    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    def run(control: AttentionControl) -> tuple[Tensor, Tensor]:
+        out, maps = modules[1](modules[0](x, control), context, control)
+        return out, maps
+
+    compiled = torch.compile(run, fullgraph=True, backend=count)
+    for step in (0, 1):
+        control = small_control(step, device)
+        for a, b in zip(compiled(control), run(control), strict=True):
+            assert torch.equal(a, b)
+    assert len(graphs) == 1
+
+
+def check_unet(device: str) -> None:
+    """The whole UNet, with control and words, then its gradient to the context without."""
+    config = UNetConfig(
+        latent_channels=4,
+        channels=16,
+        channel_multipliers=(1,),
+        res_blocks=1,
+        attention_levels=(0,),
+        heads=2,
+        context_dim=24,
+        norm_groups=8,
+        self_injection_level=0,
+        word_map_level=0,
+    )
+    torch.manual_seed(0)
+    unet = UNet(config).to(device).requires_grad_(False)
+    draw = normal("unet", torch.float32, device)
+    latent, context = draw(3, 4, 4, 4), draw(3, TOKENS, 24)
+    time = torch.full((3,), 5, device=device)
+    results = {}
+    for backend in ("reference", "triton"):
+        set_backend(unet, backend)
+        eps, maps = unet(latent, time, context, small_control(1, device))
+        _, pull = torch.func.vjp(lambda c: unet(latent[:1], time[:1], c)[0], context[:1])
+        results[backend] = eps, maps, pull(latent[:1])[0]
+    for ours, reference in zip(results["triton"], results["reference"], strict=True):
+        assert_close(ours, reference)
+
+
+def small_control(step: int, device: str) -> AttentionControl:
+    """Row 2 is an edit of row 1; words of both."""
+    draw = normal(f"control {step}", torch.float32, device)
+    return AttentionControl(
+        source_rows=torch.tensor([1], device=device),
+        source_mix=draw(1, TOKENS, TOKENS).softmax(dim=-1),
+        own_mix=draw(1, TOKENS).sigmoid(),
+        self_rows=torch.tensor([0, 1, 1 if step else 2], device=device),
+        words=(draw(2, TOKENS, 2) > 1).to(torch.float32),
+    )
+
+
+def check_refusals(device: str) -> None:
+    """What the kernels do not do is said, not done by somebody else."""
+    draw = normal("refusals", torch.float32, device)
+    q, k, wide = draw(2, 1, 4, 16), draw(2, 1, TOKENS, 16), draw(1, 1, 4, 264)
+    triton = functools.partial(self_attention, backend="triton")
+    assert "float64" in refusal(lambda: triton(q.double(), q.double(), q.double()))
+    assert "one dtype" in refusal(lambda: triton(q, q.half(), q))
+    assert "at most 256" in refusal(lambda: triton(wide, wide, wide))
+    assert "(2, 1, 77, 16)" in refusal(lambda: triton(q, k, q))
+    fold = Fold(torch.tensor([0], device=device), draw(1, TOKENS, TOKENS), draw(1, TOKENS))
+    learns = q.clone().requires_grad_()
+    out, _ = cfg_attention(learns, k, k, fold, backend="triton")
+    assert "edited batch" in refusal(lambda: out.sum().backward())
+
+
+def refusal(run: Callable[[], object]) -> str:
+    try:
+        run()
+    except ValueError as error:
+        return str(error)
+    return "nothing was refused"
+
+
+def _checks() -> dict[str, Callable[[str], None]]:
+    """Every check by its id. Sizes are spread over dtypes, not multiplied."""
+    checks: dict[str, Callable[[str], None]] = {}
+
+    def add(name: str, check: Callable[..., None], *args: object) -> None:
+        checks[name] = (lambda device: check(device, name, *args)) if args else check
+
+    lengths = {"f32": (64, 64, 64, 20, 20), "f16": (100, 64, 256, 100, 64)}
+    lengths["bf16"] = (64, 100, 64, 100, 64)
+    for dtype, chosen in lengths.items():
+        for i, (head, length) in enumerate(zip((16, 32, 40, 80, 160), chosen, strict=True)):
+            size = f"d{head}-L{length}-{dtype}"
+            rows = i % 2 == 0
+            add(f"self-{'rows-' * rows}{size}", check_self, dtype, head, length, rows)
+            add(f"cross-{size}", check_cross, dtype, head, length)
+    folds = [("f32", 16, 64, 3), ("f32", 40, 100, 1), ("f16", 32, 64, 77), ("f16", 40, 100, 3)]
+    folds += [("f16", 80, 64, 17), ("f16", 160, 64, 2), ("bf16", 40, 256, 3), ("bf16", 160, 20, 2)]
+    for dtype, head, length, columns in folds:
+        size = f"d{head}-L{length}-W{columns}-{dtype}"
+        add(f"fold-{size}", check_fold, dtype, head, length, columns)
+    add("self-d40-L4096-f16", check_long)
+    add("any-layout", check_any_layout)
+    add("repeats", check_one_row_repeats)
+    add("opcheck", check_opcheck)
+    add("vjp-in-one-graph", check_vjp_in_one_graph)
+    add("control-in-one-graph", check_control_in_one_graph)
+    add("unet", check_unet)
+    add("refusals", check_refusals)
+    return checks
+
+
+CHECKS = _checks()

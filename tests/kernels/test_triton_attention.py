@@ -1,0 +1,48 @@
+"""The Triton kernels of attention, interpreted on the CPU, and on CUDA where there is any."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from attention_checks import CHECKS
+
+HERE = Path(__file__).parent
+ALL = pytest.mark.parametrize("check", CHECKS)
+
+
+@pytest.fixture(scope="session")
+def interpreted(request: pytest.FixtureRequest) -> SimpleNamespace:
+    """What the worker said of each check that this session selected, and its last words."""
+    selected = [
+        item.callspec.params["check"]
+        for item in request.session.items
+        if getattr(item, "originalname", "") == "test_interpreted"
+    ]
+    worker = [sys.executable, str(HERE / "interpreter_worker.py"), *selected]
+    search = {"PYTHONPATH": f"{HERE}:{HERE.parent}"}
+    done = subprocess.run(worker, capture_output=True, text=True, env=os.environ | search)
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    return SimpleNamespace(
+        errors={name: error for name, error, _ in lines},
+        last_words=f"the worker ended with {done.returncode}\n{done.stderr[-3000:]}",
+    )
+
+
+@ALL
+def test_interpreted(check: str, interpreted: SimpleNamespace) -> None:
+    if error := interpreted.errors.get(check, interpreted.last_words):
+        pytest.fail(error, pytrace=False)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@ALL
+def test_on_cuda(check: str) -> None:
+    CHECKS[check]("cuda")
