@@ -160,6 +160,9 @@ def _common_options() -> _Parser:
     common.add_argument(
         "--compile", action="store_true", help="compile the steps first: minutes, then faster"
     )
+    common.add_argument(
+        "--cuda-graph", action="store_true", help="on cuda: no launch overhead, without compiling"
+    )
     common.add_argument("--steps", type=int, metavar="T", help="timesteps (50)")
     common.add_argument(
         "--guidance", type=float, metavar="W", help="guidance scale (default: the model's own)"
@@ -233,10 +236,10 @@ def _load(options: argparse.Namespace) -> "StableDiffusion":
         backend=options.backend,
         memory=options.memory,
     )
-    if options.compile:
+    if options.compile or options.cuda_graph:
         from nti.compilation import compile_model
 
-        return compile_model(model)
+        return compile_model(model, backend="inductor" if options.compile else "cuda-graph")
     return model
 
 

@@ -1,4 +1,4 @@
-"""The three functions that a runtime calls over and over, each compiled as one graph."""
+"""The three functions that a runtime calls over and over, each as one graph."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nti.cuda_graph import CudaGraph
 from nti.model import StableDiffusion
 from nti.networks.control import AttentionCapture, AttentionControl
 from nti.networks.unet import Begun
@@ -19,35 +20,53 @@ __all__ = ["CompiledModel", "compile_model"]
 def compile_model(
     model: StableDiffusion, *, backend: str | Callable[..., Any] = "inductor"
 ) -> "CompiledModel":
-    """Return the same model with its steps compiled, once for each shape and not for each timestep.
+    """Return the same model with its steps as graphs, one for each shape and not for each timestep.
 
-    The networks are shared. The first call of each step takes minutes; on CUDA what follows is
-    replayed as a CUDA graph.
+    The networks are shared. By `torch.compile` the first call of each step takes minutes; on CUDA
+    what follows is replayed as a CUDA graph.
 
     Args:
         model: the model.
-        backend: torch.compile's.
+        backend: torch.compile's, or `cuda-graph`: nothing is compiled, the first call of each step
+            is recorded as a CUDA graph, and what follows has no launch overhead.
+
+    Raises:
+        ValueError: `cuda-graph` for a model that is not on CUDA.
 
     """
-    return model if isinstance(model, CompiledModel) else CompiledModel(model, backend)
+    if isinstance(model, CompiledModel):
+        return model
+    cuda = model.device.type == "cuda"
+    if backend == "cuda-graph":
+        if not cuda:
+            raise ValueError(
+                f"backend: got 'cuda-graph' on {model.device}, expected a model on CUDA:"
+                " load it with device='cuda', or leave the backend out"
+            )
+        return CompiledModel(model, CudaGraph)
+    return CompiledModel(
+        model,
+        partial(
+            torch.compile,
+            fullgraph=True,
+            dynamic=False,
+            backend=backend,
+            mode="reduce-overhead" if cuda and backend == "inductor" else None,
+        ),
+    )
 
 
 class CompiledModel(StableDiffusion):
     """A model whose inner iteration, guided step and controlled noise are one graph each."""
 
-    def __init__(self, model: StableDiffusion, backend: str | Callable[..., Any]) -> None:
+    def __init__(
+        self, model: StableDiffusion, graph: Callable[[Callable[..., Any]], Callable[..., Any]]
+    ) -> None:
+        """`graph` turns a step into one whose results its next call may overwrite."""
         super().__init__(model.config, model.unet, model.vae, model.text, model.tokenizer)
-        graphs = backend == "inductor" and model.device.type == "cuda"
-        compiled = partial(
-            torch.compile,
-            fullgraph=True,
-            dynamic=False,
-            backend=backend,
-            mode="reduce-overhead" if graphs else None,
-        )
-        self._step = compiled(model.guided_step)
-        self._iteration = compiled(model.null_text_iteration)
-        self._controlled = compiled(model.predict_noise_controlled)
+        self._step = graph(model.guided_step)
+        self._iteration = graph(model.null_text_iteration)
+        self._controlled = graph(model.predict_noise_controlled)
 
     def guided_step(
         self,
@@ -118,8 +137,11 @@ class CompiledModel(StableDiffusion):
 
 
 def _tensor(value: float | Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Return a number as a 0-d tensor: a Python number would be compiled into the graph."""
-    return torch.as_tensor(value, dtype=dtype or like.dtype, device=like.device)
+    """Return a number as a 0-d tensor, as a Python number would become part of the graph."""
+    dtype = dtype or like.dtype
+    if isinstance(value, Tensor):
+        return value.to(like.device, dtype)
+    return like.new_full((), value, dtype=dtype)
 
 
 def _new_step() -> None:

@@ -15,6 +15,7 @@ ROOMS = (
     ("nti.sampling",),
     ("nti.model", "nti.image"),
     ("nti.sheet",),
+    ("nti.cuda_graph",),
     ("nti.compilation",),
     ("nti.inversion",),
     ("nti.editing",),
