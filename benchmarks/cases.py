@@ -93,5 +93,5 @@ def step_inputs(model: StableDiffusion, side: int) -> StepInputs:
     index = 25
     with torch.no_grad():
         eps_cond = model.predict_noise(latent, schedule.timesteps[index], cond)
-    step = schedule.coefficients(index)
+    step = schedule.coefficients(index).to(latent)
     return StepInputs(latent, schedule.timesteps[index], cond, uncond, eps_cond, target, step)

@@ -21,10 +21,11 @@ from load import peak as load_peak
 from nti.config import SD_V1
 from p2p import edits
 from rows import Row, write_rows
+from step import compiled, step
 from step import peak as step_peak
-from step import step
 
-SECTIONS = ("step", "edit", "inversion", "load", "kernels")
+SECTIONS = ("step", "edit", "inversion", "load", "kernels", "compile")
+"""The last two only on CUDA: a CPU compiles for minutes, and interprets kernels."""
 
 
 def main() -> None:
@@ -66,12 +67,15 @@ def main() -> None:
             rows = inversions(repeats, 4 if options.quick else 50, device)
         elif section == "load":
             rows = load(config, repeats, device)
-        elif device.type == "cuda":
+        elif device.type != "cuda":
+            print(f"{section}: only on CUDA")
+        elif section == "compile":
+            for side in sides:
+                rows += compiled(config, side, repeats, dtype, device)
+        else:
             from attention import kernels
 
             rows = kernels(repeats)
-        else:
-            print("kernels: only on CUDA; their numbers are tested in interpreter mode")
         for row in rows:
             print(
                 f"{row.section:<10} {row.provider:<16} {row.case:<34} {row.dtype:<8}"

@@ -3,16 +3,20 @@ loop.
 
 `published` leaves the weights trainable; `frozen` is the same loop with that one line repaired;
 `nti contiguous` and `nti every time` are this project without the channels-last layout and without
-computing once what does not depend on the embedding; `nti` is what ships.
+computing once what does not depend on the embedding; `nti` is what ships. On CUDA its step is also
+recorded as a graph, and section `compile` times it compiled.
 """
 
+import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cases import StepInputs, random_model, step_inputs
+from nti.compilation import compile_model
 from nti.config import ModelConfig
 from nti.model import StableDiffusion
 from nti.networks.unet import Begun
@@ -21,38 +25,38 @@ from peers import PublishedLoop, diffusers_unet
 from rows import Row, make_row
 from timing import child_peak_mib, interleaved, own_peak_mib
 
-__all__ = ["PEAKS", "peak", "step"]
+__all__ = ["PEAKS", "compiled", "peak", "step"]
 
 W = 7.5
 PEAKS = ("published", "frozen", "nti", "nti, low memory")
 """The providers whose memory is measured, each in a process of its own."""
 
 
-def ours(model: StableDiffusion, x: StepInputs, *, hoist: bool) -> Tensor:
-    """Return the embedding after an iteration; `hoist`: on a latent that was begun before."""
-    begun = model.begin(x.latent, x.timestep) if hoist else None
+def _shipped(model: StableDiffusion, begun: Begun, x: StepInputs) -> Tensor:
+    """Return the embedding after an iteration on a latent that was begun before."""
+    return _read(model.null_text_iteration(begun, *_arguments(x)))
 
-    def predict(embedding: Tensor) -> Tensor:
-        if begun is None:
-            return model.predict_noise(x.latent, x.timestep, embedding)
-        return model.finish(begun, embedding)
 
-    return _iterate(predict, x)
+def _every_time(model: StableDiffusion, x: StepInputs) -> Tensor:
+    predict = partial(model.predict_noise, x.latent, x.timestep)
+    return _read(null_text_iteration(predict, *_arguments(x)))
 
 
 def _recomputing(model: StableDiffusion, begun: Begun, x: StepInputs) -> Tensor:
     model.unet.recompute = True
-    uncond = _iterate(partial(model.finish, begun), x)
+    uncond = _shipped(model, begun, x)
     model.unet.recompute = False
     return uncond
 
 
-def _iterate(predict: Callable[[Tensor], Tensor], x: StepInputs) -> Tensor:
+def _arguments(x: StepInputs) -> tuple[Any, ...]:
     active = torch.ones(1, dtype=torch.bool, device=x.latent.device)
-    uncond, _, loss = null_text_iteration(
-        predict, x.uncond, AdamState.fresh(x.uncond), x.latent, x.eps_cond, x.target, x.step, W,
-        1e-2, active,
-    )  # fmt: skip
+    adam = AdamState.fresh(x.uncond)
+    return x.uncond, adam, x.latent, x.eps_cond, x.target, x.step, W, 1e-2, active
+
+
+def _read(result: tuple[Tensor, AdamState, Tensor]) -> Tensor:
+    uncond, _, loss = result
     loss.tolist()  # the early stop's read
     return uncond
 
@@ -77,12 +81,15 @@ def step(
     calls: dict[str, Callable[[], Tensor]] = {
         "published": partial(theirs, PublishedLoop(unet, W, frozen=False), x),
         "frozen": partial(theirs, PublishedLoop(unet, W, frozen=True), x),
-        "nti contiguous": partial(ours, contiguous, x, hoist=False),
-        "nti every time": partial(ours, model, x, hoist=False),
+        "nti contiguous": partial(_every_time, contiguous, x),
+        "nti every time": partial(_every_time, model, x),
         # What is begun once a timestep serves ten iterations.
-        "nti": partial(_iterate, partial(model.finish, begun), x),
+        "nti": partial(_shipped, model, begun, x),
         "nti, low memory": partial(_recomputing, model, begun, x),
     }
+    if device.type == "cuda":
+        recorded = compile_model(model, backend="cuda-graph")
+        calls["nti, CUDA graph"] = partial(_shipped, recorded, begun, x)
     expected = calls["frozen"]()
     change = (expected - x.uncond).norm()
     times = interleaved(calls, repeats)
@@ -109,6 +116,37 @@ def step(
     return rows
 
 
+def compiled(
+    config: ModelConfig, side: int, repeats: int, dtype: torch.dtype, device: torch.device
+) -> list[Row]:
+    """Time the compiled inner iteration against the eager one; its first call has its own row."""
+    model = random_model(config, dtype, device)
+    x = step_inputs(model, side)
+    begun = model.begin(x.latent, x.timestep)
+    fast = compile_model(model)
+    expected = _shipped(model, begun, x)
+    started = time.perf_counter()
+    error = float((_shipped(fast, begun, x) - expected).norm() / (expected - x.uncond).norm())
+    first = 1e3 * (time.perf_counter() - started)
+    times = interleaved(
+        {
+            "nti": partial(_shipped, model, begun, x),
+            "nti, compiled": partial(_shipped, fast, begun, x),
+        },
+        repeats,
+    )
+    times["nti, compiled: the first call"] = [first]
+    case = f"{config.unet.channels} channels, {side} px"
+    return [
+        make_row(
+            "compile", name, case, dtype=dtype, milliseconds=each,
+            quality=error if name == "nti, compiled" else 0.0,
+            unit="of the eager step" if name == "nti, compiled" else "",
+        )
+        for name, each in times.items()
+    ]  # fmt: skip
+
+
 def peak(
     provider: str, config: ModelConfig, side: int, dtype: torch.dtype, device: torch.device
 ) -> float:
@@ -119,7 +157,7 @@ def peak(
         x = step_inputs(model, side)
         begun = model.begin(x.latent, x.timestep)
         for _ in range(2):
-            _iterate(partial(model.finish, begun), x)
+            _shipped(model, begun, x)
     else:
         model.unet.to(memory_format=torch.contiguous_format)
         x = step_inputs(model, side)
