@@ -35,7 +35,7 @@ STEPS, INNER_STEPS = 50, 10
 BATCH = 16
 """Scenes inverted at once."""
 PUBLISHED_GUIDANCE = 7.5
-CURVE = (1.5, 2.0, 3.0, 4.0, 5.0, 7.5)
+CURVE = (1.5, 2.0, 3.0, 5.0, 7.5)
 
 
 @dataclass(frozen=True)

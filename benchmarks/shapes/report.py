@@ -18,6 +18,8 @@ from matplotlib import pyplot as plt
 
 Rows = list[dict[str, str]]
 
+KINDS = ("all", "colour", "shape", "pattern", "background")
+"""Of edits, as in the figures' names."""
 CURVE = ("autoencoder", "ddim", "null-text", "all correct", "all untouched median")
 
 
@@ -28,20 +30,32 @@ def read(path: Path) -> Rows:
 
 
 def table(rows: Rows) -> str:
-    """Lay rows out with a line a figure and a column a guidance scale."""
+    """Lay rows out with a line a figure and a column a guidance scale, edits of one scale apart."""
     scales = list(dict.fromkeys(row["guidance"] for row in rows))
     names = list(dict.fromkeys(row["name"] for row in rows))
     values = {(r["name"], r["guidance"]): f"{float(r['value']):.1f} {r['unit']}" for r in rows}
-    head = "| | " + " | ".join(f"w = {scale}" for scale in scales) + " |"
-    lines = [head, "|---|" + "---:|" * len(scales)]
-    for name in names:
-        cells = " | ".join(values.get((name, scale), "") for scale in scales)
-        lines.append(f"| {name} | {cells} |")
+    edits = [name for name in names if name.split()[0] in KINDS]
+    lines = []
+    if len(scales) == 1 and edits:
+        names = [name for name in names if name not in edits]
+        figures = list(dict.fromkeys(name.partition(" ")[2] for name in edits))
+        cells = {
+            kind: [values[f"{kind} {figure}", scales[0]] for figure in figures] for kind in KINDS
+        }
+        lines = ["", *grid(["edits", *figures], cells)]
+    columns = {name: [values.get((name, scale), "") for scale in scales] for name in names}
+    lines = [*grid(["", *(f"w = {scale}" for scale in scales)], columns), *lines]
     first = rows[0]
     source = (
         f"Mean over {first['scenes']} held-out scenes, {first['device']}, torch {first['torch']},"
     )
     return "\n".join([*lines, "", f"{source} commit {first['commit']}."])
+
+
+def grid(head: list[str], cells: dict[str, list[str]]) -> list[str]:
+    """Return the lines of a Markdown table."""
+    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
+    return lines + [f"| {' | '.join([name, *row])} |" for name, row in cells.items()]
 
 
 def plot(rows: Rows, path: Path) -> None:
