@@ -44,9 +44,8 @@ def random_model(
     networks = skeletons(config)
     for name, network in networks.items():
         if name == "unet" or whole:
-            network.to_empty(device=device)
+            network.to(dtype).to_empty(device=device)
             _fill(network)
-            network.to(dtype)
     unet, vae, text = networks["unet"], networks["vae"], networks["text"]
     set_backend(unet, resolve_backend(backend, device, dtype))
     assert isinstance(unet, UNet) and isinstance(vae, VAE) and isinstance(text, TextEncoder)

@@ -5,33 +5,34 @@ With the embedded model, whose weights are real; on CUDA with random weights at 
 v1's size as well, where only the time means something.
 """
 
+from collections.abc import Iterator
 from statistics import mean
 
 import torch
 from torch import Tensor
 
 from cases import random_model
-from nti import Inversion, invert, load_model, reconstruct
+from nti import Inversion, compile_model, invert, load_model, reconstruct
 from nti.config import SD_V1
 from nti.demo import sample_captions, sample_image
 from nti.image import load_image
 from nti.model import StableDiffusion
 from rows import Row, make_row
-from timing import interleaved
+from timing import interleaved, own_peak_mib
 
 __all__ = ["inversions"]
 
 
-def inversions(repeats: int, steps: int, device: torch.device) -> list[Row]:
+def inversions(repeats: int, steps: int, device: torch.device) -> Iterator[list[Row]]:
     """Invert batches of the package's sample images."""
-    rows = []
-    for dtype in [torch.float32] if device.type == "cpu" else [torch.float32, torch.float16]:
-        model = load_model(device=device, dtype=dtype)
-        rows += _by_batch(model, "embedded model", (1, 2, 6), repeats, steps)
     if device.type == "cuda":
         model = random_model(SD_V1, torch.float16, device, whole=True)
-        rows += _by_batch(model, "Stable Diffusion v1, 512 px", (1, 4), repeats, steps)
-    return rows
+        graphs = compile_model(model, backend="cuda-graph")
+        for batch in (1, 4):
+            yield _by_batch(graphs, "Stable Diffusion v1, 512 px", (batch,), 1, steps)
+    for dtype in [torch.float32] if device.type == "cpu" else [torch.float32, torch.float16]:
+        model = load_model(device=device, dtype=dtype)
+        yield _by_batch(model, "embedded model", (1, 2, 6), repeats, steps)
 
 
 def _by_batch(
@@ -45,13 +46,17 @@ def _by_batch(
         images = [str(sample_image(sample)) for sample, _ in some]
         made[batch] = invert(model, images, [caption for _, caption in some], steps=steps)
 
-    times = interleaved({str(b): lambda b=b: run(b) for b in batches}, repeats, warmup=0)
+    warmup = int(model.device.type == "cuda")  # the graphs are recorded then
+    if warmup:
+        torch.cuda.reset_peak_memory_stats()
+    times = interleaved({str(b): lambda b=b: run(b) for b in batches}, repeats, warmup=warmup)
+    peak = own_peak_mib() if warmup and len(batches) == 1 else 0.0
     rows = []
     for batch in batches:
         rows.append(
             make_row(
                 "inversion", "nti", f"{name}, batch {batch}, {steps} steps", dtype=model.dtype,
-                milliseconds=[t / batch for t in times[str(batch)]],
+                milliseconds=[t / batch for t in times[str(batch)]], peak_mib=peak,
                 quality=mean(_psnr(model, record) for record in made[batch][:1]),
                 unit="dB from the decoded pivot, first image",
             )

@@ -4,6 +4,7 @@ memory, in a process that does nothing else.
 
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,16 +15,15 @@ from nti import load_model
 from nti.config import ModelConfig
 from nti.model import CONFIG_KEY, layouts
 from rows import Row, make_row
-from timing import child_peak_mib, own_peak_mib
+from timing import child_peak_mib, resident_peak_mib
 
 __all__ = ["load", "peak"]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
-def load(config: ModelConfig, repeats: int, device: torch.device) -> list[Row]:
+def load(config: ModelConfig, repeats: int, device: torch.device) -> Iterator[list[Row]]:
     """Write a checkpoint of random weights in each dtype and load it as float32 and float16."""
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for stored in DTYPES:
             path, weights = _write(config, DTYPES[stored], Path(folder) / "x.safetensors")
@@ -36,21 +36,20 @@ def load(config: ModelConfig, repeats: int, device: torch.device) -> list[Row]:
                     times.append(1e3 * (time.perf_counter() - started))
                 memory = child_peak_mib(["--peak", "load", "--file", str(path), "--dtype", wanted])
                 need = weights * dtype.itemsize / 2**20
-                rows.append(
+                yield [
                     make_row(
                         "load", "nti", f"{gigabytes:.1f} GB of {stored}", dtype=dtype,
                         milliseconds=times, peak_mib=memory, quality=(memory - 300) / need,
                         unit="of the weights' size, less 300 MiB",
                     )
-                )  # fmt: skip
+                ]  # fmt: skip
             path.unlink()
-    return rows
 
 
 def peak(path: Path, dtype: torch.dtype, device: torch.device) -> float:
-    """Load a file and return this process's peak memory in MiB."""
+    """Load a file and return the peak of this process's resident memory in MiB."""
     load_model(path, device=device, dtype=dtype)
-    return own_peak_mib()
+    return resident_peak_mib()
 
 
 def _write(config: ModelConfig, dtype: torch.dtype, path: Path) -> tuple[Path, int]:

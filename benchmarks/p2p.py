@@ -67,7 +67,7 @@ def edits(
     finest = (side // config.vae.downsampling // 2) ** 2
     published = Published(model, PublishedBatch(diffusers_unet(model), finest), inversion)
     same = edit(model, inversion, EDITED, mode="replace", replay=False).latents[-1]
-    theirs = published.run()[1:]
+    theirs = published.run()[1:].cpu()
     error = float((same - theirs).norm() / (theirs - inversion.latents[:1]).norm())
     if error > 1e-2 and dtype == torch.float32:
         raise RuntimeError(f"edit: the latent differs by {error:.1e} of the published batch's")

@@ -43,6 +43,13 @@ def diffusers_unet(model: StableDiffusion) -> UNet2DConditionModel:
     return theirs.requires_grad_(False).eval()
 
 
+def noise(unet: UNet2DConditionModel, latent: Tensor, timestep: int, context: Tensor) -> Tensor:
+    """eps_theta(z_t, t, C) in the latent's dtype, computed in the network's."""
+    out = unet(latent.to(unet.dtype), timestep, encoder_hidden_states=context.to(unet.dtype))
+    eps: Tensor = out.sample.to(latent.dtype)
+    return eps
+
+
 class PublishedLoop:
     """One inner iteration of the published code, on torch's Adam; `frozen`: its one-line repair."""
 
@@ -63,7 +70,7 @@ class PublishedLoop:
         self.unet.requires_grad_(not self.frozen)
         uncond = uncond.clone().requires_grad_()
         adam = torch.optim.Adam([uncond], lr=1e-2)
-        eps_uncond = self.unet(latent, timestep, encoder_hidden_states=uncond).sample
+        eps_uncond = noise(self.unet, latent, timestep, uncond)
         eps = eps_uncond + self.guidance_scale * (eps_cond - eps_uncond)
         loss = F.mse_loss(step.latent.to(latent) * latent + step.eps.to(latent) * eps, target)
         adam.zero_grad()
@@ -120,7 +127,7 @@ class PublishedBatch:
         self, latents: Tensor, timestep: int, context: Tensor, step: StepCoefficients, w: float
     ) -> Tensor:
         """Return the next latents of source and edit (2, 4, h, w); context (4, 77, C)."""
-        eps = self.unet(torch.cat([latents] * 2), timestep, encoder_hidden_states=context).sample
+        eps = noise(self.unet, torch.cat([latents] * 2), timestep, context)
         eps_uncond, eps_cond = eps.chunk(2)
         eps = eps_uncond + w * (eps_cond - eps_uncond)
         return step.latent.to(latents) * latents + step.eps.to(latents) * eps

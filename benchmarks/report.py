@@ -27,6 +27,8 @@ TITLES = {
     "edit": "An edit of one prompt, ten steps, default windows, without decoding",
     "inversion": "An inversion, time an image",
     "load": "Loading a checkpoint",
+    "compile": "The compiled inner iteration",
+    "kernels": "Attention at Stable Diffusion v1's shapes",
 }
 
 
@@ -52,9 +54,9 @@ def _section(name: str, rows: list[Row]) -> list[str]:
     lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
     for row in rows:
         cells = [f"{row.provider}, {row.case}, {row.dtype}"]
-        cells.append(f"{row.p50_ms:,.0f} ({row.p20_ms:,.0f} .. {row.p80_ms:,.0f})")
+        cells.append(f"{_ms(row.p50_ms)} ({_ms(row.p20_ms)} .. {_ms(row.p80_ms)})")
         if ratios:
-            (base,) = [r for r in rows if (r.provider, r.case, r.device) == _base(name, row)]
+            (base,) = [r for r in rows if _like(r, row) and r.provider == BASES[name]]
             cells.append(f"{base.p50_ms / row.p50_ms:.2f}")
         if memory:
             cells.append(f"{row.peak_mib:,.0f}" if row.peak_mib else "")
@@ -64,24 +66,28 @@ def _section(name: str, rows: list[Row]) -> list[str]:
     return ["", f"**{TITLES[name]}**", "", *lines, "", f"{'; '.join(sources)}.", ""]
 
 
-def _base(name: str, row: Row) -> tuple[str, str, str]:
-    return BASES[name], row.case, row.device
+def _ms(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.3g}"
+
+
+def _like(one: Row, other: Row) -> bool:
+    return (one.case, one.dtype, one.device) == (other.case, other.dtype, other.device)
 
 
 def _plot(rows: list[Row]) -> None:
-    """Draw the ladder, one panel a case."""
-    cases = list(dict.fromkeys(row.case for row in rows))
+    """Draw the ladder, one panel a case and device."""
+    cases = [row for i, row in enumerate(rows) if not any(_like(row, r) for r in rows[:i])]
     figure, axes = plt.subplots(
         1, len(cases), figsize=(4.5 * len(cases), 2.6), layout="constrained", squeeze=False
     )
     for axis, case in zip(axes[0], cases, strict=True):
-        some = [row for row in rows if row.case == case][::-1]
+        some = [row for row in rows if _like(row, case)][::-1]
         spread = [
             [row.p50_ms - row.p20_ms for row in some],
             [row.p80_ms - row.p50_ms for row in some],
         ]
         axis.barh([row.provider for row in some], [row.p50_ms for row in some], xerr=spread)
-        axis.set(title=case, xlabel="ms an inner iteration")
+        axis.set(title=f"{case.case}, {case.dtype}", xlabel="ms an inner iteration")
     figure.savefig(PLOT, dpi=110, metadata={"Software": None})
 
 

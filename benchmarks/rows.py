@@ -64,9 +64,9 @@ def make_row(
         case=case,
         dtype=str(dtype).removeprefix("torch."),
         repeats=len(times),
-        p20_ms=round(p20, 2),
-        p50_ms=round(p50, 2),
-        p80_ms=round(p80, 2),
+        p20_ms=round(p20, 4),
+        p50_ms=round(p50, 4),
+        p80_ms=round(p80, 4),
         peak_mib=round(peak_mib, 1),
         quality=float(f"{quality:.3g}"),
         unit=unit,
@@ -80,9 +80,9 @@ def make_row(
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
-    """Write a section's rows, replacing those of the same provider and case on the same device."""
-    new = {(r.provider, r.case, r.device) for r in rows}
-    old = [r for r in read_rows(path) if (r.provider, r.case, r.device) not in new]
+    """Write a section's rows, replacing those of the same provider, case and dtype on a device."""
+    new = {(r.provider, r.case, r.dtype, r.device) for r in rows}
+    old = [r for r in read_rows(path) if (r.provider, r.case, r.dtype, r.device) not in new]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [f.name for f in fields(Row)])

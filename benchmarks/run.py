@@ -4,12 +4,14 @@
     python benchmarks/run.py step --side 256     one section, one size
     python benchmarks/run.py --quick             every section at a fifth of the width, in minutes
 
-Peers run in the same process on the same weights, in turns; memory is measured in a process a
-provider. No row is written for a provider whose result is wrong.
+On the GPU where there is one; `CUDA_VISIBLE_DEVICES=` hides it. Peers run in the same process on
+the same weights, in turns; memory is measured in a process a provider. In float32 no row is written
+for a provider whose result is wrong.
 """
 
 import argparse
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +20,7 @@ from cases import QUICK
 from inversions import inversions
 from load import load
 from load import peak as load_peak
-from nti.config import SD_V1
+from nti.config import SD_V1, ModelConfig
 from p2p import edits
 from rows import Row, write_rows
 from step import compiled, step
@@ -38,12 +40,11 @@ def main() -> None:
     parser.add_argument("--side", type=int, action="append", help="pixels (default: 256 and 512)")
     parser.add_argument("--repeats", type=int)
     parser.add_argument("--dtype", default=None, choices=["float32", "float16", "bfloat16"])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    device = torch.device(options.device)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, options.dtype or ("float32" if device.type == "cpu" else "float16"))
     config = QUICK if options.quick else SD_V1
     sides = options.side or ([128] if options.quick else [256, 512])
@@ -56,35 +57,40 @@ def main() -> None:
     repeats = options.repeats or 3
     for section in options.sections or SECTIONS:
         started = time.monotonic()
-        rows: list[Row] = []
-        if section == "step":
-            for side in sides:
-                rows += step(config, side, repeats, dtype, device)
-        elif section == "edit":
-            for side in sides:
-                rows += edits(config, side, repeats, dtype, device)
-        elif section == "inversion":
-            rows = inversions(repeats, 4 if options.quick else 50, device)
-        elif section == "load":
-            rows = load(config, repeats, device)
-        elif device.type != "cuda":
-            print(f"{section}: only on CUDA")
-        elif section == "compile":
-            for side in sides:
-                rows += compiled(config, side, repeats, dtype, device)
-        else:
-            from attention import kernels
-
-            rows = kernels(repeats)
-        for row in rows:
-            print(
-                f"{row.section:<10} {row.provider:<16} {row.case:<34} {row.dtype:<8}"
-                f" {row.p50_ms:>10.1f} ms {row.peak_mib:>8.0f} MiB  {row.quality:g} {row.unit}"
-            )
-        if rows:
-            name = f"quick-{section}" if options.quick else section
+        name = f"quick-{section}" if options.quick else section
+        for rows in _parts(section, config, sides, repeats, dtype, device):
+            for row in rows:
+                print(
+                    f"{row.section:<10} {row.provider:<16} {row.case:<34} {row.dtype:<8}"
+                    f" {row.p50_ms:>10.3f} ms {row.peak_mib:>8.0f} MiB  {row.quality:g} {row.unit}"
+                )
             write_rows(rows, options.out / f"{name}.csv")
         print(f"{section}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+def _parts(
+    section: str,
+    config: ModelConfig,
+    sides: Sequence[int],
+    repeats: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Iterator[list[Row]]:
+    """Measure a section, part by part, so that what ran is written even if the rest does not."""
+    by_side = {"step": step, "edit": edits, "compile": compiled}
+    if section in ("kernels", "compile") and device.type != "cuda":
+        print(f"{section}: only on CUDA")
+    elif section in by_side:
+        for side in sides:
+            yield by_side[section](config, side, repeats, dtype, device)
+    elif section == "inversion":
+        yield from inversions(repeats, 50 if config is SD_V1 else 4, device)
+    elif section == "load":
+        yield from load(config, repeats, device)
+    else:
+        from attention import kernels
+
+        yield from kernels(repeats)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["child_peak_mib", "interleaved", "own_peak_mib"]
+__all__ = ["child_peak_mib", "interleaved", "own_peak_mib", "resident_peak_mib"]
 
 
 def interleaved(
@@ -50,6 +50,11 @@ def own_peak_mib() -> float:
     """Peak memory of this process so far: of the GPU where there is one, else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
+    return resident_peak_mib()
+
+
+def resident_peak_mib() -> float:
+    """Peak of this process's resident memory so far."""
     # Not getrusage: its maximum is inherited from the process that started this one.
     lines = Path("/proc/self/status").read_text().splitlines()
     (high,) = [line.split()[1] for line in lines if line.startswith("VmHWM")]

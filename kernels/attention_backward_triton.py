@@ -156,7 +156,7 @@ def query_tiles(dtype: torch.dtype, head: int) -> Tiles:
         return Tiles(64, 64, warps=4, stages=2)
     if head <= 128:
         return Tiles(64, 64, warps=8, stages=2)
-    return Tiles(64, 32, warps=8, stages=2)
+    return Tiles(32, 32, warps=8, stages=2)
 
 
 def key_tiles(dtype: torch.dtype, head: int) -> Tiles:
@@ -192,8 +192,9 @@ def attention_backward(
     """
     d_out, q, k, v, out = (token_major(x) for x in (d_out, q, k, v, out))
     saved = _Saved(q, k, v, rows, d_out, lse, torch.empty_like(lse))
-    d_q = _query_gradient(saved, out)
-    d_k, d_v = _key_gradients(saved)
+    with torch.cuda.device_of(q):
+        d_q = _query_gradient(saved, out)
+        d_k, d_v = _key_gradients(saved)
     if rows is not None:
         d_q = torch.zeros_like(d_q).index_add_(0, rows, d_q)
         d_k = torch.zeros_like(d_k).index_add_(0, rows, d_k)

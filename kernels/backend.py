@@ -12,6 +12,8 @@ BACKENDS = ("reference", "triton")
 HALF = (torch.float16, torch.bfloat16)
 DTYPES = (*HALF, torch.float32)
 """float32 is multiplied in full, without tensor cores: right, and slower than the reference."""
+CAPABILITY = (8, 0)
+"""The first whose blocks have the shared memory that the tiles take."""
 MAX_HEAD = 256
 """The widest head whose accumulators fit in registers."""
 
@@ -25,12 +27,14 @@ def check_backend(backend: str) -> None:
 def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
     """Turn `auto`, `reference` or `triton` into who computes on this device in this dtype.
 
-    `auto` is Triton where its kernels are tuned, for half precision on CUDA, else the reference.
+    `auto` is Triton where its kernels are meant to run, for half precision on CUDA from compute
+    capability 8.0 on, else the reference.
     Raises ValueError for an unknown name, and for `triton` where it cannot be had.
     """
     if backend == "auto":
-        tuned = device.type == "cuda" and dtype in HALF and util.find_spec("triton") is not None
-        backend = "triton" if tuned else "reference"
+        fits = device.type == "cuda" and torch.cuda.get_device_capability(device) >= CAPABILITY
+        found = util.find_spec("triton") is not None
+        backend = "triton" if fits and found and dtype in HALF else "reference"
     if backend not in BACKENDS:
         raise ValueError(f"backend: got {backend!r}, expected one of auto, {', '.join(BACKENDS)}")
     if backend == "triton":

@@ -210,36 +210,37 @@ def cfg_attention_forward(
         source_mix, own_mix = (x.to(q.dtype).contiguous() for x in (source_mix, own_mix))
     if words is not None:
         words = F.pad(words.to(q.dtype), (0, maps.shape[-1] - columns)).contiguous()
-    _cfg_attention_fwd_kernel[
-        (triton.cdiv(queries, size.own), batch, heads * parts + (words is not None))
-    ](
-        q,
-        k,
-        v,
-        source_rows,
-        source_mix,
-        own_mix,
-        words,
-        out,
-        lse,
-        maps,
-        heads,
-        queries,
-        k.shape[1],
-        batch - edits,
-        batch - maps.shape[0],
-        head**-0.5 * LOG2_E,
-        EDITS=edits > 0,
-        WORDS=maps.shape[-1],
-        PARTS=parts,
-        HEAD=head,
-        BLOCK_HEAD=padded(head),
-        BLOCK_VALUE=padded(max(head // parts, maps.shape[-1])),
-        BLOCK_OWN=size.own,
-        BLOCK_VISIT=size.visit,
-        num_warps=size.warps,
-        num_stages=size.stages,
-    )
+    with torch.cuda.device_of(q):
+        _cfg_attention_fwd_kernel[
+            (triton.cdiv(queries, size.own), batch, heads * parts + (words is not None))
+        ](
+            q,
+            k,
+            v,
+            source_rows,
+            source_mix,
+            own_mix,
+            words,
+            out,
+            lse,
+            maps,
+            heads,
+            queries,
+            k.shape[1],
+            batch - edits,
+            batch - maps.shape[0],
+            head**-0.5 * LOG2_E,
+            EDITS=edits > 0,
+            WORDS=maps.shape[-1],
+            PARTS=parts,
+            HEAD=head,
+            BLOCK_HEAD=padded(head),
+            BLOCK_VALUE=padded(max(head // parts, maps.shape[-1])),
+            BLOCK_OWN=size.own,
+            BLOCK_VISIT=size.visit,
+            num_warps=size.warps,
+            num_stages=size.stages,
+        )
     return out, lse, maps[..., :columns]
 
 

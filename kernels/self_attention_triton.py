@@ -104,24 +104,25 @@ def self_attention_forward(
     out = empty_heads(q.transpose(1, 2))
     lse = q.new_empty(batch, heads, length, dtype=torch.float32)
     size = tiles(q.dtype, head)
-    _self_attention_fwd_kernel[(triton.cdiv(length, size.own), batch * heads)](
-        q,
-        k,
-        v,
-        rows,
-        out,
-        lse,
-        heads,
-        length,
-        head**-0.5 * LOG2_E,
-        ROWS=rows is not None,
-        HEAD=head,
-        BLOCK_HEAD=padded(head),
-        BLOCK_OWN=size.own,
-        BLOCK_VISIT=size.visit,
-        num_warps=size.warps,
-        num_stages=size.stages,
-    )
+    with torch.cuda.device_of(q):
+        _self_attention_fwd_kernel[(triton.cdiv(length, size.own), batch * heads)](
+            q,
+            k,
+            v,
+            rows,
+            out,
+            lse,
+            heads,
+            length,
+            head**-0.5 * LOG2_E,
+            ROWS=rows is not None,
+            HEAD=head,
+            BLOCK_HEAD=padded(head),
+            BLOCK_OWN=size.own,
+            BLOCK_VISIT=size.visit,
+            num_warps=size.warps,
+            num_stages=size.stages,
+        )
     return out, lse
 
 

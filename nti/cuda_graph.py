@@ -44,6 +44,11 @@ class CudaGraph:
     def __call__(self, *arguments: Any) -> Any:
         """Copy the arguments to where the recording reads them, and replay it."""
         given = _tensors(arguments)
+        here = next(x for x in given if x is not None)
+        with torch.cuda.device_of(here):  # type: ignore[no-untyped-call]
+            return self._replay(arguments, given)
+
+    def _replay(self, arguments: tuple[Any, ...], given: list[Tensor | None]) -> Any:
         key = tuple(None if x is None else (x.shape, x.stride(), x.dtype) for x in given)
         if key not in self.recorded:
             kept = _copied(arguments)

@@ -55,7 +55,8 @@ class StableDiffusion:
         self, config: ModelConfig, unet: UNet, vae: VAE, text: TextEncoder, tokenizer: Tokenizer
     ) -> None:
         self.config = config
-        # Convolutions read and write this layout without reordering; tokens are views of it.
+        # On a CPU, convolutions and norms read and write this layout without reordering; tokens are
+        # views of it.
         self.unet = _freeze(unet).to(memory_format=torch.channels_last)
         self.vae = _freeze(vae)
         self.text = _freeze(text)

@@ -84,7 +84,8 @@ class _GroupNormSiLU(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, rstd = ctx.saved_tensors
         normed, _, _ = _group_norm(x, weight, bias, ctx.groups, ctx.eps)
-        grad = aten.silu_backward(grads[0], normed)
+        grad = _laid_out(aten.silu_backward(grads[0], normed), x)
+        x = _laid_out(x, x)
         sizes = x.shape[0], x.shape[1], x.shape[2] * x.shape[3], ctx.groups
         mask = [True, False, False]
         grad_x = aten.native_group_norm_backward(grad, x, mean, rstd, weight, *sizes, mask)[0]
@@ -96,9 +97,15 @@ def _group_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, c, h, w = x.shape
     out: tuple[Tensor, Tensor, Tensor] = aten.native_group_norm(
-        x, weight, bias, n, c, h * w, groups, eps
+        _laid_out(x, x), weight, bias, n, c, h * w, groups, eps
     )
     return out
+
+
+def _laid_out(y: Tensor, x: Tensor) -> Tensor:
+    """Return y in the layout that GroupNorm of x takes: channels last on the CPU alone."""
+    last = x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
+    return y.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def geglu(x: Tensor) -> Tensor:

@@ -20,8 +20,10 @@ pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels cannot be compiled"
 )
 
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
-"""Bytes that a block may use on this compute capability."""
+SHARED_LIMIT = {80: 99 * 1024, 90: 227 * 1024}
+"""Bytes that a block may use on this compute capability; the first also on 8.6 and 8.9, which have
+the least of those that run the code for 8.0.
+"""
 
 SITES = {40: 4096, 80: 1024, 160: 256}
 """SD v1 at 512 px: positions by head size; 8 heads."""
@@ -55,7 +57,7 @@ def measured(dtype: torch.dtype, head: int, name: str) -> Iterator[tuple[str, in
             yield launch.kernel.__name__, capability, compile_for(launch, capability)
 
 
-@pytest.mark.parametrize("name", ["self", "self-backward", "cross", "fold", "fold-words"])
+@pytest.mark.parametrize("name", ops(torch.float16, 32, 32))
 @pytest.mark.parametrize("head", SITES, ids=lambda head: f"d{head}")
 def test_the_compiled_kernels_neither_spill_nor_overflow(head: int, name: str) -> None:
     compiled = list(measured(torch.float16, head, name))

@@ -11,6 +11,11 @@ from nti.networks.attention import CrossAttention, SelfAttention, set_backend
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
+@pytest.fixture(autouse=True)
+def an_ampere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (8, 6))
+
+
 @pytest.mark.parametrize(
     ("device", "dtype", "chosen"),
     [
@@ -27,6 +32,13 @@ def test_auto_chooses_triton_for_half_precision_on_cuda(
     device: torch.device, dtype: torch.dtype, chosen: str
 ) -> None:
     assert resolve_backend("auto", device, dtype) == chosen
+
+
+def test_auto_does_not_choose_triton_where_shared_memory_is_small(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7, 5))
+    assert resolve_backend("auto", CUDA, torch.float16) == "reference"
 
 
 def test_reference_is_never_replaced() -> None:
