@@ -220,6 +220,12 @@ def test_a_word_outside_the_world_is_warned_of(
         (["reconstruct", "{saved}", "--steps", "9", "-o", "{o}"], "--steps: got 9, expected 4"),
         (["reconstruct", "{saved}", "--dtype", "int4", "-o", "{o}"], "--dtype: got 'int4'"),
         (["reconstruct", "{saved}", "--device", "warp", "-o", "{o}"], "warp"),
+        (["reconstruct", "{saved}", "--backend", "b", "-o", "{o}"], "backend: got 'b'"),
+        (["reconstruct", "{saved}", "--memory", "m", "-o", "{o}"], "memory: got 'm'"),
+        (
+            ["reconstruct", "{saved}", "--device", "cpu", "--cuda-graph", "-o", "{o}"],
+            "backend: got 'cuda-graph' on cpu",
+        ),
         (["reconstruct", "{saved}", "--checkpoint", "{image}", "-o", "{o}"], "not a safetensors"),
         (["reconstruct", "{saved}", "-o", "{folder}"], "--output: got the directory"),
         (["reconstruct", "{saved}", "-o", "{folder}/o.xyz"], "expected a name that ends in .png"),
