@@ -1,7 +1,9 @@
 """What all providers are given: a model of random weights and tensors of its shape."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from nti.kernels.backend import resolve_backend
@@ -12,11 +14,25 @@ from nti.model import StableDiffusion, skeletons
 from nti.networks.attention import set_backend
 from nti.networks.text_encoder import TextEncoder
 from nti.networks.tokenizer import Tokenizer
-from nti.networks.unet import UNet
+from nti.networks.unet import Begun, UNet
 from nti.networks.vae import VAE
-from nti.sampling.schedule import StepCoefficients
+from nti.sampling.schedule import Schedule, StepCoefficients
+from nti.sampling.step import AdamState
 
-__all__ = ["QUICK", "StepInputs", "random_model", "step_inputs"]
+__all__ = [
+    "GUIDANCE",
+    "QUICK",
+    "StepInputs",
+    "iteration_arguments",
+    "random_model",
+    "random_unet",
+    "random_weights",
+    "read",
+    "shipped_iteration",
+    "step_inputs",
+]
+
+GUIDANCE = 7.5
 
 QUICK = dataclasses.replace(
     SD_V1,
@@ -40,22 +56,30 @@ def random_model(
 
     Without `whole` the autoencoder and the text encoder stay without weights.
     """
-    torch.manual_seed(0)
     networks = skeletons(config)
-    for name, network in networks.items():
-        if name == "unet" or whole:
-            network.to(dtype).to_empty(device=device)
-            _fill(network)
-    unet, vae, text = networks["unet"], networks["vae"], networks["text"]
+    for network in networks.values() if whole else []:
+        random_weights(network, dtype, device)
+    unet, vae, text = random_unet(config, dtype, device), networks["vae"], networks["text"]
     set_backend(unet, resolve_backend(backend, device, dtype))
-    assert isinstance(unet, UNet) and isinstance(vae, VAE) and isinstance(text, TextEncoder)
+    assert isinstance(vae, VAE) and isinstance(text, TextEncoder)
     if whole:
         text.restore_buffers(device)
     return StableDiffusion(config, unet, vae, text, Tokenizer())
 
 
+def random_unet(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> UNet:
+    """Return the UNet alone, with the same weights."""
+    unet = skeletons(config)["unet"]
+    random_weights(unet, dtype, device)
+    assert isinstance(unet, UNet)
+    return unet.requires_grad_(False).eval()
+
+
 @torch.no_grad()
-def _fill(network: nn.Module) -> None:
+def random_weights(network: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """Fill a network from the meta device with weights of unit gain, the same at every call."""
+    torch.manual_seed(0)
+    network.to(dtype).to_empty(device=device)
     for name, parameter in network.named_parameters():
         if parameter.ndim > 1:
             bound = (3 / parameter[0].numel()) ** 0.5
@@ -77,20 +101,44 @@ class StepInputs:
     step: StepCoefficients
 
 
-def step_inputs(model: StableDiffusion, side: int) -> StepInputs:
-    """Return the tensors of an inner iteration on an image of `side` pixels."""
+def step_inputs(
+    config: ModelConfig,
+    side: int,
+    device: torch.device,
+    predict: Callable[[Tensor, int, Tensor], Tensor],
+) -> StepInputs:
+    """Return the tensors of an inner iteration on an image of `side` pixels, on a noise network."""
     g = torch.Generator().manual_seed(0)
-    latent_side = side // model.config.vae.downsampling
+    latent_side = side // config.vae.downsampling
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g).to(model.device)
+        return torch.randn(*shape, generator=g).to(device)
 
-    context = (1, model.config.text.context_length, model.config.unet.context_dim)
+    context = (1, config.text.context_length, config.unet.context_dim)
     cond, uncond = normal(*context), normal(*context)
     latent, target = normal(1, 4, latent_side, latent_side), normal(1, 4, latent_side, latent_side)
-    schedule = model.schedule(50)
+    schedule = Schedule.create(config.schedule, 50)
     index = 25
     with torch.no_grad():
-        eps_cond = model.predict_noise(latent, schedule.timesteps[index], cond)
+        eps_cond = predict(latent, schedule.timesteps[index], cond)
     step = schedule.coefficients(index).to(latent)
     return StepInputs(latent, schedule.timesteps[index], cond, uncond, eps_cond, target, step)
+
+
+def shipped_iteration(model: StableDiffusion, begun: Begun, x: StepInputs) -> Tensor:
+    """Return the embedding after an inner iteration on a latent that was begun before."""
+    return read(model.null_text_iteration(begun, *iteration_arguments(x)))
+
+
+def iteration_arguments(x: StepInputs) -> tuple[Any, ...]:
+    """Return what an inner iteration takes after its network."""
+    active = torch.ones(1, dtype=torch.bool, device=x.latent.device)
+    adam = AdamState.fresh(x.uncond)
+    return x.uncond, adam, x.latent, x.eps_cond, x.target, x.step, GUIDANCE, 1e-2, active
+
+
+def read(result: tuple[Tensor, AdamState, Tensor]) -> Tensor:
+    """Return the embedding, the loss read as the early stop does."""
+    uncond, _, loss = result
+    loss.tolist()
+    return uncond

@@ -65,7 +65,7 @@ def edits(
     model = WithoutDecoder(config, whole.unet, whole.vae, whole.text, whole.tokenizer)
     inversion = _random_inversion(model, side)
     finest = (side // config.vae.downsampling // 2) ** 2
-    published = Published(model, PublishedBatch(diffusers_unet(model), finest), inversion)
+    published = Published(model, PublishedBatch(diffusers_unet(model.unet), finest), inversion)
     same = edit(model, inversion, EDITED, mode="replace", replay=False).latents[-1]
     theirs = published.run()[1:].cpu()
     error = float((same - theirs).norm() / (theirs - inversion.latents[:1]).norm())

@@ -9,17 +9,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
+from nti.weights_loader import unet_layouts
 from torch import Tensor
 
-from nti.model import StableDiffusion, layouts
+from cases import GUIDANCE, StepInputs
+from nti.config import UNetConfig
+from nti.networks.unet import UNet
 from nti.sampling.schedule import StepCoefficients
 
 __all__ = ["PublishedBatch", "PublishedLoop", "diffusers_unet", "empty_unet"]
 
 
-def empty_unet(model: StableDiffusion) -> UNet2DConditionModel:
+def empty_unet(config: UNetConfig) -> UNet2DConditionModel:
     """The UNet of diffusers in the same configuration, on the meta device."""
-    config = model.config.unet
     attends = [i in config.attention_levels for i in range(len(config.channel_multipliers))]
     with torch.device("meta"):
         return UNet2DConditionModel(
@@ -33,12 +35,15 @@ def empty_unet(model: StableDiffusion) -> UNet2DConditionModel:
         )
 
 
-def diffusers_unet(model: StableDiffusion) -> UNet2DConditionModel:
+def diffusers_unet(unet: UNet) -> UNet2DConditionModel:
     """That UNet on our weights: the same memory, but for convolutions in another layout."""
-    state, keys = model.unet.state_dict(), {}
-    for sources, target in layouts(model.config)["unet"][1].rows:
+    state, keys, config = unet.state_dict(), {}, unet.config
+    _, diffusers = unet_layouts(
+        config.channel_multipliers, config.res_blocks, config.attention_levels
+    )
+    for sources, target in diffusers.rows:
         keys[sources[0]] = state[target].contiguous()
-    theirs = empty_unet(model)
+    theirs = empty_unet(config)
     theirs.load_state_dict(keys, assign=True)
     return theirs.requires_grad_(False).eval()
 
@@ -53,26 +58,18 @@ def noise(unet: UNet2DConditionModel, latent: Tensor, timestep: int, context: Te
 class PublishedLoop:
     """One inner iteration of the published code, on torch's Adam; `frozen`: its one-line repair."""
 
-    def __init__(self, unet: UNet2DConditionModel, guidance_scale: float, *, frozen: bool) -> None:
-        self.unet, self.guidance_scale, self.frozen = unet, guidance_scale, frozen
+    def __init__(self, unet: UNet2DConditionModel, *, frozen: bool) -> None:
+        self.unet, self.frozen = unet, frozen
 
-    def iterate(
-        self,
-        uncond: Tensor,
-        latent: Tensor,
-        timestep: int,
-        eps_cond: Tensor,
-        target: Tensor,
-        step: StepCoefficients,
-    ) -> Tensor:
+    def iterate(self, x: StepInputs) -> Tensor:
         """Return the embedding after one step of Adam."""
         # Shared weights: what another provider needs frozen is made trainable for this call alone.
         self.unet.requires_grad_(not self.frozen)
-        uncond = uncond.clone().requires_grad_()
+        uncond = x.uncond.clone().requires_grad_()
         adam = torch.optim.Adam([uncond], lr=1e-2)
-        eps_uncond = noise(self.unet, latent, timestep, uncond)
-        eps = eps_uncond + self.guidance_scale * (eps_cond - eps_uncond)
-        loss = F.mse_loss(step.latent.to(latent) * latent + step.eps.to(latent) * eps, target)
+        eps_uncond = noise(self.unet, x.latent, x.timestep, uncond)
+        eps = eps_uncond + GUIDANCE * (x.eps_cond - eps_uncond)
+        loss = F.mse_loss(x.step.latent * x.latent + x.step.eps * eps, x.target)
         adam.zero_grad()
         loss.backward()
         adam.step()

@@ -19,12 +19,10 @@ import torch
 from cases import QUICK
 from inversions import inversions
 from load import load
-from load import peak as load_peak
 from nti.config import SD_V1, ModelConfig
 from p2p import edits
 from rows import Row, write_rows
 from step import compiled, step
-from step import peak as step_peak
 
 SECTIONS = ("step", "edit", "inversion", "load", "kernels", "compile")
 """The last two only on CUDA: a CPU compiles for minutes, and interprets kernels."""
@@ -41,19 +39,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int)
     parser.add_argument("--dtype", default=None, choices=["float32", "float16", "bfloat16"])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--peak", help=argparse.SUPPRESS)
-    parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, options.dtype or ("float32" if device.type == "cpu" else "float16"))
     config = QUICK if options.quick else SD_V1
     sides = options.side or ([128] if options.quick else [256, 512])
-    if options.peak == "load":
-        print(load_peak(options.file, dtype, device))
-        return
-    if options.peak:
-        print(step_peak(options.peak, config, sides[0], dtype, device))
-        return
     repeats = options.repeats or 3
     for section in options.sections or SECTIONS:
         started = time.monotonic()

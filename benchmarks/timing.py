@@ -36,14 +36,16 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def child_peak_mib(arguments: list[str]) -> float:
-    """Run this program again with other arguments; return the peak that it prints last."""
+def child_peak_mib(arguments: list[str]) -> tuple[float, float]:
+    """Run `peak.py`; return MiB once PyTorch is imported, and the peak, which it prints last."""
+    program = str(Path(__file__).with_name("peak.py"))
     done = subprocess.run(
-        [sys.executable, sys.argv[0], *arguments], capture_output=True, text=True, check=False
+        [sys.executable, program, *arguments], capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise RuntimeError(f"{arguments}: {done.stderr[-2000:]}")
-    return float(done.stdout.split()[-1])
+    base, peak = map(float, done.stdout.split()[-2:])
+    return base, peak
 
 
 def own_peak_mib() -> float:

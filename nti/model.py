@@ -253,9 +253,10 @@ def load_model(
         {name: parameter_shapes(network) for name, network in networks.items()},
         dtype=dtype,
         device=device,
+        channels_last=("unet",),
     )
     for name, network in networks.items():
-        network.load_state_dict(parameters[name], assign=True)
+        network.load_state_dict(parameters.pop(name), assign=True)
     unet, autoencoder, text = networks["unet"], networks["vae"], networks["text"]
     assert isinstance(unet, UNet) and isinstance(autoencoder, VAE) and isinstance(text, TextEncoder)
     text.restore_buffers(device)

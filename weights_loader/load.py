@@ -5,7 +5,7 @@ First the headers are examined, so that a wrong file is refused before a gigabyt
 then the tensors are read through a memory map straight into the dtype and device asked for.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ SHOWN = 10
 
 FLOATING = ("F64", "F32", "F16", "BF16")
 
-MAPPED_BYTES = 256 * 2**20
+MAPPED_BYTES = 64 * 2**20
 """A page that was read stays resident until its map is closed, so a map is not kept for longer."""
 
 Shapes = Mapping[str, torch.Size]
@@ -98,6 +98,7 @@ def read_networks(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    channels_last: Collection[str] = (),
 ) -> dict[str, dict[str, Tensor]]:
     """Read networks (`unet`, `vae`, `text`); arguments as for `examine`.
 
@@ -109,6 +110,7 @@ def read_networks(
         shapes: what shape each parameter must have.
         dtype: of the tensors returned.
         device: where they go.
+        channels_last: the networks whose convolutions are laid out so.
 
     Returns:
         For each network its parameters by this project's names.
@@ -127,7 +129,10 @@ def read_networks(
         assert report.layout is not None
         networks[report.network] = state = {}
         for keys, target, value in _values(report.path, report.layout):
-            converted = value.reshape(shapes[report.network][target]).to(device, dtype, copy=True)
+            value = value.reshape(shapes[report.network][target])
+            last = value.ndim == 4 and report.network in channels_last
+            layout = torch.channels_last if last else torch.contiguous_format
+            converted = value.to(device, dtype, copy=True, memory_format=layout)
             if not torch.isfinite(converted).all():
                 finite = bool(torch.isfinite(value).all())
                 what = f"too large for {dtype}" if finite else "not finite"

@@ -1,0 +1,66 @@
+"""One provider alone in a process: does its work twice and prints MiB: what the process had once
+PyTorch was imported, and its peak. Only what the provider needs is imported.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from timing import own_peak_mib, resident_peak_mib
+
+BASE = resident_peak_mib()
+
+from cases import QUICK, random_model, random_unet, shipped_iteration, step_inputs  # noqa: E402
+from nti import load_model  # noqa: E402
+from nti.config import SD_V1, ModelConfig  # noqa: E402
+
+
+def main() -> None:
+    """Run the provider that is named, or `load`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("provider")
+    parser.add_argument("--side", type=int)
+    parser.add_argument("--dtype", required=True)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--file", type=Path)
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = getattr(torch, options.dtype)
+    if options.provider == "load":
+        load_model(options.file, device=device, dtype=dtype)
+        print(BASE, resident_peak_mib())
+        return
+    config = QUICK if options.quick else SD_V1
+    if options.provider.startswith("nti"):
+        _ours(options.provider, config, options.side, dtype, device)
+    else:
+        _theirs(options.provider, config, options.side, dtype, device)
+    print(BASE, own_peak_mib())
+
+
+def _ours(
+    provider: str, config: ModelConfig, side: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    model = random_model(config, dtype, device)
+    model.unet.recompute = "low" in provider
+    x = step_inputs(config, side, device, model.predict_noise)
+    begun = model.begin(x.latent, x.timestep)
+    for _ in range(2):
+        shipped_iteration(model, begun, x)
+
+
+def _theirs(
+    provider: str, config: ModelConfig, side: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    from peers import PublishedLoop, diffusers_unet, noise
+
+    unet = diffusers_unet(random_unet(config, dtype, device))
+    x = step_inputs(config, side, device, lambda *given: noise(unet, *given))
+    loop = PublishedLoop(unet, frozen=provider == "frozen")
+    for _ in range(2):
+        loop.iterate(x)
+
+
+if __name__ == "__main__":
+    main()
