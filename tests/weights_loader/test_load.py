@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 from nti.kernels.backend import BACKENDS
-from nti.weights_loader import CheckpointError, read_metadata
+from nti.weights_loader import CheckpointError, read_metadata, read_networks
 from safetensors.torch import load_file, save_file
 
 import nti
@@ -96,6 +96,23 @@ def test_a_missing_file_and_a_file_of_another_kind_say_so(tmp_path: Path) -> Non
     (tmp_path / "x.safetensors").write_bytes(b"hello, this is no checkpoint")
     with pytest.raises(CheckpointError, match="not a safetensors file"):
         nti.load_model(tmp_path / "x.safetensors")
+
+
+def test_convolutions_are_read_into_the_layout_that_they_run_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Laid out afterwards, a second copy of each stays in memory until the last is done."""
+    pointers: set[int] = set()
+
+    def spy(*arguments: object, **keywords: object) -> dict[str, dict[str, torch.Tensor]]:
+        networks = read_networks(*arguments, **keywords)
+        pointers.update(value.data_ptr() for value in networks["unet"].values())
+        return networks
+
+    monkeypatch.setattr(nti.model, "read_networks", spy)
+    unet = nti.load_model(device="cpu").unet
+    assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert {parameter.data_ptr() for parameter in unet.parameters()} == pointers
 
 
 def test_an_unknown_backend_is_refused() -> None:
