@@ -28,7 +28,7 @@ def main() -> None:
     with ROWS.open(newline="") as file:
         rows = list(csv.DictReader(file))
     lines = ["| test | cases | dtype | largest relative error |", "|---|---:|---|---:|"]
-    for (name, dtype), cases in groupby(rows, lambda r: (r["test"].split("[")[0], r["dtype"])):
+    for (name, dtype), cases in groupby(sorted(rows, key=_test), _test):
         errors = [float(case["error"]) for case in cases]
         path, _, function = name.partition("::")
         words = function.removeprefix("test_").replace("_", " ")
@@ -38,6 +38,10 @@ def main() -> None:
     text = PAGE.read_text("utf-8")
     PAGE.write_text(TABLE.sub(lambda m: m[1] + table + m[2], text), "utf-8")
     print(f"wrote {ROWS} and {PAGE}")
+
+
+def _test(row: dict[str, str]) -> tuple[str, str]:
+    return row["test"].split("[")[0], row["dtype"]
 
 
 if __name__ == "__main__":

@@ -60,10 +60,10 @@ def _section(name: str, rows: list[Row]) -> list[str]:
             cells.append(f"{base.p50_ms / row.p50_ms:.2f}")
         if memory:
             cells.append(f"{row.peak_mib:,.0f}" if row.peak_mib else "")
-        cells.append(f"{row.quality:.2g} {row.unit}" if row.unit else "")
+        cells.append(f"{row.quality:.3g} {row.unit}" if row.unit else "")
         lines.append(f"| {' | '.join(cells)} |")
     sources = sorted({f"{r.device}, torch {r.torch}, commit {r.commit}" for r in rows})
-    return ["", f"**{TITLES[name]}**", "", *lines, "", f"{'; '.join(sources)}.", ""]
+    return [f"**{TITLES[name]}**", "", *lines, "", f"{'; '.join(sources)}.", ""]
 
 
 def _ms(value: float) -> str:
