@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nti.sampling.schedule import StepCoefficients, ddim_step
+from nti.vjp import vjp
 
 __all__ = ["AdamState", "guided_noise", "guided_step", "null_text_iteration"]
 
@@ -98,7 +99,7 @@ def null_text_iteration(
         squared error of the guided step against `target`.
 
     """
-    eps_uncond, backward = torch.func.vjp(predict, uncond)  # type: ignore[misc]
+    eps_uncond, backward = vjp(predict, uncond)
     error = (
         ddim_step(latent, guided_noise(eps_uncond, eps_cond, guidance_scale), coefficients) - target
     )

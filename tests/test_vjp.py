@@ -1,0 +1,50 @@
+"""The pullback: torch.func's numbers, without its memory."""
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nti.vjp import vjp
+from tolerances import assert_close
+
+
+def product(x: Tensor, y: Tensor) -> Tensor:
+    return (x.sin() * y).cumsum(0)
+
+
+def test_it_is_torchs() -> None:
+    g = torch.Generator().manual_seed(0)
+    x, y, cotangent = torch.randn(3, 5, dtype=torch.float64, generator=g)
+    expected, pull = torch.func.vjp(product, x, y)
+    with torch.no_grad():
+        value, found = vjp(product, x, y)
+        gradients = found(cotangent)
+    assert not value.requires_grad
+    assert_close(value, expected)
+    for gradient, right in zip(gradients, pull(cotangent), strict=True):
+        assert_close(gradient, right)
+
+
+def test_what_a_layer_saved_is_freed_before_the_layers_below_it_run() -> None:
+    saved: dict[str, weakref.ref[Tensor]] = {}
+    alive: dict[str, list[str]] = {}
+
+    class Layer(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, name: str) -> Tensor:
+            kept = x.clone()
+            saved[name], ctx.name = weakref.ref(kept), name
+            ctx.save_for_backward(kept)
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+            alive[ctx.name] = [name for name, kept in saved.items() if kept() is not None]
+            return 2 * grads[0], None
+
+    _, pull = vjp(lambda x: Layer.apply(Layer.apply(x, "lower"), "upper"), torch.ones(3))
+    (gradient,) = pull(torch.ones(3))
+    assert gradient.tolist() == [4, 4, 4]
+    assert alive == {"upper": ["lower", "upper"], "lower": ["lower"]}
