@@ -7,6 +7,7 @@ from nti.kernels.backend import check_backend
 from nti.kernels.cfg_attention import Fold, cfg_attention, materialised
 from nti.kernels.self_attention import self_attention
 from nti.networks.control import AttentionControl
+from nti.networks.frozen import Linear
 
 __all__ = ["CrossAttention", "SelfAttention", "set_backend"]
 
@@ -29,10 +30,10 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.backend = "reference"
-        self.to_q = nn.Linear(channels, channels, bias=False)
-        self.to_k = nn.Linear(context_dim, channels, bias=False)
-        self.to_v = nn.Linear(context_dim, channels, bias=False)
-        self.to_out = nn.Linear(channels, channels)
+        self.to_q = Linear(channels, channels, bias=False)
+        self.to_k = Linear(context_dim, channels, bias=False)
+        self.to_v = Linear(context_dim, channels, bias=False)
+        self.to_out = Linear(channels, channels)
 
     def split(self, x: Tensor) -> Tensor:
         """(B, L, heads * d) -> (B, heads, L, d)."""

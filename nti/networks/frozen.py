@@ -7,7 +7,7 @@ pass can compute again in less time than the convolution beside it takes, it doe
 do learn (training the embedded model) each falls back to PyTorch's own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,9 +15,104 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-__all__ = ["Conv2d", "GroupNormSiLU", "geglu", "recomputed"]
+from nti.kernels.linear import columns, is_onednn, linear, scatter_columns
+from nti.vjp import vjp
+
+__all__ = ["Conv2d", "GroupNormSiLU", "Linear", "by_onednn", "feed_forward", "geglu", "recomputed"]
 
 aten = torch.ops.aten
+
+
+def by_onednn(weight: Tensor, x: Tensor) -> bool:
+    """Whether a layer multiplies x by oneDNN: if its weights do not learn, for one, and see there.
+
+    A graph that is being compiled holds PyTorch's own layers, which the compiler knows best.
+    """
+    return not weight.requires_grad and is_onednn(x) and not torch.compiler.is_compiling()
+
+
+class Linear(nn.Linear):
+    """Product with a matrix, by oneDNN where that is the fastest; saves nothing but its weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., c_in) -> (..., c_out)."""
+        if not by_onednn(self.weight, x):
+            return super().forward(x)
+        out: Tensor = _Linear.apply(x, self.weight, self.bias)
+        return out
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return linear(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        return linear(grads[0], weight.t()), None, None
+
+
+def feed_forward(x: Tensor, norm: nn.LayerNorm, proj_in: Linear, proj_out: Linear) -> Tensor:
+    """proj_out(GEGLU(proj_in(norm(x)))) (..., c), which saves x and never holds all that is inside.
+
+    Inside, a transformer is eight times as wide as outside. Its rows do not know each other, so
+    both passes take them a few at a time, and the backward pass computes the inside again.
+    """
+    out: Tensor = _FeedForward.apply(
+        x, norm.weight, norm.bias, norm.eps, proj_in.weight, proj_in.bias, proj_out.weight,
+        proj_out.bias,
+    )  # fmt: skip
+    return out
+
+
+class _FeedForward(torch.autograd.Function):
+    ROWS = 256
+    """Enough for a product to run at full speed, few enough to stay in the cache."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, scale: Tensor, shift: Tensor, eps: float, w_in: Tensor, b_in: Tensor,
+        w_out: Tensor, b_out: Tensor,
+    ) -> Tensor:  # fmt: skip
+        out = torch.empty(x.shape, dtype=x.dtype)
+        for rows, to in _by_rows(_FeedForward.ROWS, x, out):
+            normed = F.layer_norm(rows, scale.shape, scale, shift, eps)
+            value, gate = linear(normed, w_in, b_in).chunk(2, dim=-1)
+            to.copy_(linear(F.gelu(gate).mul_(value), w_out, b_out))
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, scale, shift, ctx.eps, w_in, b_in, w_out, _ = inputs
+        ctx.save_for_backward(x, scale, shift, w_in, b_in, w_out)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, shift, w_in, b_in, w_out = ctx.saved_tensors
+        grad_x = torch.empty(x.shape, dtype=x.dtype)
+        for rows, grad, to in _by_rows(_FeedForward.ROWS, x, grads[0], grad_x):
+            norm = rows, scale.shape, scale, shift
+            normed, mean, rstd = aten.native_layer_norm(*norm, ctx.eps)
+            wide = linear(normed, w_in, b_in)
+            value, gate = wide.chunk(2, dim=-1)
+            grad = linear(grad, w_out.t())
+            grad_gate = aten.gelu_backward(grad * value, gate)
+            value.copy_(F.gelu(gate).mul_(grad))
+            gate.copy_(grad_gate)
+            grad = linear(wide, w_in.t())
+            arguments = grad, rows, scale.shape, mean, rstd, scale, shift, [True, False, False]
+            to.copy_(aten.native_layer_norm_backward(*arguments)[0])
+        return grad_x, *[None] * 7
+
+
+def _by_rows(count: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """`count` rows at a time of tensors (..., c); of contiguous ones they are views."""
+    return zip(*(torch.split(x.reshape(-1, x.shape[-1]), count) for x in tensors), strict=True)
 
 
 class Conv2d(nn.Conv2d):
@@ -27,8 +122,19 @@ class Conv2d(nn.Conv2d):
         """(B, c_in, h, w) -> (B, c_out, h', w')."""
         if self.weight.requires_grad:
             return super().forward(x)
-        out: Tensor = _Conv2d.apply(x, self.weight, self.bias, self.stride, self.padding)
+        convolve = _ColumnsConv2d if self._is_product(x) else _Conv2d
+        out: Tensor = convolve.apply(x, self.weight, self.bias, self.stride, self.padding)
         return out
+
+    def _is_product(self, x: Tensor) -> bool:
+        """Whether to multiply columns: where they are no larger than the weights are."""
+        positions = x.shape[0] * x.shape[2] * x.shape[3] // self.stride[0] ** 2
+        return (
+            by_onednn(self.weight, x)
+            and (positions <= self.out_channels or self.kernel_size == (1, 1))
+            and x.is_contiguous(memory_format=torch.channels_last)
+            and self.weight.is_contiguous(memory_format=torch.channels_last)
+        )
 
 
 class _Conv2d(torch.autograd.Function):
@@ -53,6 +159,48 @@ class _Conv2d(torch.autograd.Function):
         settings = [ctx.stride, ctx.padding, [1, 1], False, [0, 0], 1, [True, False, False]]
         grad_x = aten.convolution_backward(grads[0], shape_alone, weight, None, *settings)[0]
         return grad_x, None, None, None, None
+
+
+class _ColumnsConv2d(torch.autograd.Function):
+    """The same as one product, for square kernels and channels last."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]
+    ) -> Tensor:
+        patches = columns(_channels_last(x), weight.shape[-1], stride[0], padding[0])
+        return _channels_first(linear(patches, _matrix(weight), bias))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _, ctx.stride, ctx.padding = inputs
+        ctx.shape = x.shape
+        ctx.save_for_backward(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        patches = linear(_channels_last(grads[0]).contiguous(), _matrix(weight).t())
+        b, c, h, w = ctx.shape
+        grad = scatter_columns(
+            patches, (b, h, w, c), weight.shape[-1], ctx.stride[0], ctx.padding[0]
+        )
+        return _channels_first(grad), None, None, None, None
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """(B, c, h, w) -> (B, h, w, c)."""
+    return x.permute(0, 2, 3, 1)
+
+
+def _channels_first(x: Tensor) -> Tensor:
+    """(B, h, w, c) -> (B, c, h, w)."""
+    return x.permute(0, 3, 1, 2)
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    """Weights (o, c, k, k) -> (o, k * k * c), the order of `columns`."""
+    return _channels_last(weight).flatten(1)
 
 
 class GroupNormSiLU(nn.GroupNorm):
@@ -155,5 +303,5 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        _, pull = torch.func.vjp(ctx.run, *ctx.saved_tensors)  # type: ignore[misc]
+        _, pull = vjp(ctx.run, *ctx.saved_tensors)
         return None, *pull(grads[0])

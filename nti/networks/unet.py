@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from nti.config import UNetConfig
 from nti.networks.attention import CrossAttention, SelfAttention
 from nti.networks.control import AttentionCapture, AttentionControl, AttentionMap
-from nti.networks.frozen import Conv2d, GroupNormSiLU, geglu, recomputed
+from nti.networks.frozen import (
+    Conv2d,
+    GroupNormSiLU,
+    Linear,
+    by_onednn,
+    feed_forward,
+    geglu,
+    recomputed,
+)
 
 __all__ = ["Begun", "UNet", "timestep_embedding"]
 
@@ -36,8 +44,8 @@ class TimeEmbedding(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = channels
-        self.linear_1 = nn.Linear(channels, 4 * channels)
-        self.linear_2 = nn.Linear(4 * channels, 4 * channels)
+        self.linear_1 = Linear(channels, 4 * channels)
+        self.linear_2 = Linear(4 * channels, 4 * channels)
 
     def forward(self, timestep: Tensor) -> Tensor:
         # The sinusoids are float32 whatever the weights are, as in the published networks.
@@ -55,7 +63,7 @@ class ResBlock(nn.Module):
         super().__init__()
         self.norm_1 = GroupNormSiLU(groups, c_in, eps=RES_NORM_EPS)
         self.conv_1 = Conv2d(c_in, c_out, 3, padding=1)
-        self.time_projection = nn.Linear(time_dim, c_out)
+        self.time_projection = Linear(time_dim, c_out)
         self.norm_2 = GroupNormSiLU(groups, c_out, eps=RES_NORM_EPS)
         self.conv_2 = Conv2d(c_out, c_out, 3, padding=1)
         self.skip = nn.Identity() if c_in == c_out else Conv2d(c_in, c_out, 1)
@@ -73,11 +81,14 @@ class FeedForward(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.proj_in = nn.Linear(channels, 8 * channels)
-        self.proj_out = nn.Linear(4 * channels, channels)
+        self.proj_in = Linear(channels, 8 * channels)
+        self.proj_out = Linear(4 * channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.proj_out(geglu(self.proj_in(x)))
+    def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """X (B, L, c) -> the same shape, of x after its norm."""
+        if by_onednn(self.proj_in.weight, x):
+            return feed_forward(x, norm, self.proj_in, self.proj_out)
+        out: Tensor = self.proj_out(geglu(self.proj_in(norm(x))))
         return out
 
 
@@ -125,7 +136,7 @@ class SpatialTransformer(nn.Module):
         found = self._collector(capture, "cross")
         attended, maps = self.cross_attention(self.norm_2(h), context, control, found)
         h = h + attended
-        h = h + self.feed_forward(self.norm_3(h))
+        h = h + self.feed_forward(h, self.norm_3)
         self._keep(capture, "cross", found, height)
         if maps is not None:
             maps = rearrange(maps, "r (h w) n -> r n h w", h=height)

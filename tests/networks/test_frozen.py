@@ -7,7 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nti.networks.frozen import Conv2d, GroupNormSiLU, geglu, recomputed
+from nti.networks import frozen as frozen_layers
+from nti.networks.frozen import (
+    Conv2d,
+    GroupNormSiLU,
+    Linear,
+    feed_forward,
+    geglu,
+    recomputed,
+)
 from tolerances import assert_close
 
 
@@ -80,7 +88,99 @@ def test_less_is_kept_than_pytorch_keeps(name: str) -> None:
     assert saved_bytes(ours, image()) < saved_bytes(theirs, image())
 
 
-@pytest.mark.parametrize("layer", [Conv2d(4, 6, 3), GroupNormSiLU(2, 4)], ids=["conv", "norm"])
+@pytest.mark.parametrize(
+    "layer",
+    [Conv2d(4, 6, 3), Conv2d(4, 6, 1), GroupNormSiLU(2, 4), Linear(6, 5)],
+    ids=["conv", "one-pixel", "norm", "linear"],
+)
 def test_weights_that_learn_get_their_gradient(layer: nn.Module) -> None:
     layer(torch.randn(1, 4, 6, 6)).sum().backward()
     assert layer.weight.grad is not None and layer.weight.grad.abs().sum() > 0
+
+
+class FeedForward(nn.Module):
+    """The feed-forward half of a transformer, by rows or as PyTorch would."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.proj_in, self.proj_out = nn.LayerNorm(6), Linear(6, 48), Linear(24, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(2).transpose(1, 2)
+        if x.dtype == torch.float32:
+            return feed_forward(x, self.norm, self.proj_in, self.proj_out)
+        value, gate = self.proj_in(self.norm(x)).chunk(2, dim=-1)
+        return self.proj_out(value * F.gelu(gate))
+
+
+class Tokens(nn.Module):
+    """A linear layer on the positions of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = Linear(6, 10, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.flatten(2).transpose(1, 2))
+
+
+ON_CPU: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "linear": (Tokens, "_Linear"),
+    "feed-forward": (FeedForward, "_FeedForward"),
+    "few positions": (lambda: Conv2d(6, 70, 3, padding=1), "_ColumnsConv2d"),
+    "few strided positions": (lambda: Conv2d(6, 20, 3, stride=2, padding=1), "_ColumnsConv2d"),
+    "one pixel": (lambda: Conv2d(6, 8, 1), "_ColumnsConv2d"),
+    "many positions": (lambda: Conv2d(6, 8, 3, padding=1), "_Conv2d"),
+}
+"""Layers of six channels, and the function that computes them in float32 on a CPU."""
+
+
+@pytest.mark.parametrize("name", ON_CPU)
+def test_float32_on_a_cpu_takes_its_own_path_to_the_same_numbers(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Not a divisor of the 64 rows.
+    monkeypatch.setattr(frozen_layers._FeedForward, "ROWS", 9)
+    make, path = ON_CPU[name]
+    exact = frozen(make())
+    ours = make().requires_grad_(False)
+    ours.load_state_dict(exact.state_dict())
+    ours.to(memory_format=torch.channels_last)
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(1, 6, 8, 8, generator=g).to(memory_format=torch.channels_last)
+    y, leaf = x.double().requires_grad_(), x.requires_grad_()
+    value, expected = ours(leaf), exact(y)
+    assert value.grad_fn is not None and value.grad_fn.name() == f"{path}Backward"
+    assert_close(value, expected.float())
+    for cotangent in (torch.randn(value.shape, generator=g), torch.ones(()).expand_as(value)):
+        (found,) = torch.autograd.grad(value, leaf, cotangent, retain_graph=True)
+        (right,) = torch.autograd.grad(expected, y, cotangent.double(), retain_graph=True)
+        assert_close(found, right.float())
+
+
+@pytest.mark.parametrize("contiguous", ["input", "weight"])
+def test_a_convolution_is_a_product_for_channels_last_alone(contiguous: str) -> None:
+    layer = Conv2d(6, 70, 3, padding=1).requires_grad_(False)
+    x = torch.randn(1, 6, 8, 8, generator=torch.Generator().manual_seed(1))
+    if contiguous == "input":
+        layer.to(memory_format=torch.channels_last)
+    else:
+        x = x.to(memory_format=torch.channels_last)
+    value = layer(x.requires_grad_())
+    assert value.grad_fn is not None and value.grad_fn.name() == "_Conv2dBackward"
+
+
+def test_a_feed_forward_keeps_its_input_alone() -> None:
+    layer = FeedForward().requires_grad_(False)
+    weights = {p.data_ptr() for p in layer.parameters()}
+    x = torch.randn(1, 6, 8, 8).requires_grad_()
+    held: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in weights:
+            held.append(tensor.nbytes)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        layer(x)
+    assert held == [x.nbytes]
