@@ -16,7 +16,7 @@ from timing import interleaved
 
 __all__ = ["kernels"]
 
-HEADS, TOKENS, CALLS = 8, 77, 20
+ROWS, HEADS, TOKENS, CALLS = 3, 8, 77, 20
 SITES = ((4096, 40), (1024, 80), (256, 160), (64, 160))
 """Positions and head size of each level."""
 
@@ -26,14 +26,16 @@ Inputs = dict[str, Tensor]
 def kernels(repeats: int) -> Iterator[list[Row]]:
     """Time forward and backward passes of each op; a row a provider and shape."""
     for length, size in SITES:
-        for name, keys, call in (
-            ("self, forward", length, _self),
-            ("self, both passes", length, partial(_backward, _self)),
-            ("cross, forward", TOKENS, _cross),
-            ("cross, both passes", TOKENS, partial(_backward, _cross)),
-            ("cross with an edit", TOKENS, _edited),
+        # Products that the result needs: two a row forward, two more for the gradient to q.
+        for name, keys, call, products in (
+            ("self, forward", length, _self, 2 * ROWS),
+            ("self, both passes", length, partial(_backward, _self), 4 * ROWS),
+            ("cross, forward", TOKENS, _cross, 2 * ROWS),
+            ("cross, both passes", TOKENS, partial(_backward, _cross), 4 * ROWS),
+            ("cross with an edit", TOKENS, _edited, 2 * ROWS + 2),
         ):
-            yield _compare(name, call, _inputs(length, keys, size), repeats)
+            tflop = products * 2 * HEADS * length * keys * size / 1e12
+            yield _compare(name, call, _inputs(length, keys, size), tflop, repeats)
 
 
 def _inputs(length: int, keys: int, size: int) -> Inputs:
@@ -42,7 +44,7 @@ def _inputs(length: int, keys: int, size: int) -> Inputs:
     return {
         # As the projections leave them.
         name: torch.randn(
-            3, n, HEADS, size, generator=g, device="cuda", dtype=torch.float16
+            ROWS, n, HEADS, size, generator=g, device="cuda", dtype=torch.float16
         ).transpose(1, 2)
         for name, n in shapes.items()
     }
@@ -72,7 +74,7 @@ def _backward(forward: Callable[[Inputs, str], Tensor], x: Inputs, backend: str)
 
 
 def _compare(
-    name: str, call: Callable[[Inputs, str], Tensor], x: Inputs, repeats: int
+    name: str, call: Callable[[Inputs, str], Tensor], x: Inputs, tflop: float, repeats: int
 ) -> list[Row]:
     exact = call({key: value.float() for key, value in x.items()}, "reference")
     errors = {
@@ -95,7 +97,7 @@ def _compare(
         make_row(
             "kernels", backend, f"{name}, {length} positions, d {size}", dtype=x["q"].dtype,
             milliseconds=[t / CALLS for t in times[backend]], quality=errors[backend],
-            unit="relative error to float32",
+            unit="relative error to float32", tflop=tflop,
         )
         for backend in errors
     ]  # fmt: skip

@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from nti.config import SD_V1, ModelConfig
 from nti.model import StableDiffusion, skeletons
 from nti.networks.attention import set_backend
-from nti.networks.text_encoder import TextEncoder
 from nti.networks.tokenizer import Tokenizer
 from nti.networks.unet import Begun, UNet
-from nti.networks.vae import VAE
 from nti.sampling.schedule import Schedule, StepCoefficients
 from nti.sampling.step import AdamState
 
@@ -54,24 +52,26 @@ def random_model(
 ) -> StableDiffusion:
     """Return the architecture with weights of unit gain, drawn from a seed.
 
-    Without `whole` the autoencoder and the text encoder stay without weights.
+    Without `whole` it is the UNet alone, which is all that a step needs: nothing that the
+    autoencoder, the text encoder or the tokenizer imports is imported, as on the peers' side.
     """
-    networks = skeletons(config)
-    for network in networks.values() if whole else []:
-        random_weights(network, dtype, device)
-    unet, vae, text = random_unet(config, dtype, device), networks["vae"], networks["text"]
-    set_backend(unet, resolve_backend(backend, device, dtype))
-    assert isinstance(vae, VAE) and isinstance(text, TextEncoder)
+    vae, text, tokenizer = nn.Identity(), nn.Identity(), None
     if whole:
+        networks = skeletons(config)
+        vae, text, tokenizer = networks["vae"], networks["text"], Tokenizer()
+        random_weights(vae, dtype, device)
+        random_weights(text, dtype, device)
         text.restore_buffers(device)
-    return StableDiffusion(config, unet, vae, text, Tokenizer())
+    unet = random_unet(config, dtype, device)
+    set_backend(unet, resolve_backend(backend, device, dtype))
+    return StableDiffusion(config, unet, vae, text, tokenizer)  # type: ignore[arg-type]
 
 
 def random_unet(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> UNet:
     """Return the UNet alone, with the same weights."""
-    unet = skeletons(config)["unet"]
+    with torch.device("meta"):
+        unet = UNet(config.unet)
     random_weights(unet, dtype, device)
-    assert isinstance(unet, UNet)
     return unet.requires_grad_(False).eval()
 
 
@@ -126,7 +126,7 @@ def step_inputs(
 
 
 def shipped_iteration(model: StableDiffusion, begun: Begun, x: StepInputs) -> Tensor:
-    """Return the embedding after an inner iteration on a latent that was begun before."""
+    """Make an inner iteration on a latent that was begun before; see `read`."""
     return read(model.null_text_iteration(begun, *iteration_arguments(x)))
 
 
@@ -138,7 +138,10 @@ def iteration_arguments(x: StepInputs) -> tuple[Any, ...]:
 
 
 def read(result: tuple[Tensor, AdamState, Tensor]) -> Tensor:
-    """Return the embedding, the loss read as the early stop does."""
-    uncond, _, loss = result
+    """Return Adam's first moment, a tenth of the gradient; the loss read as the early stop does.
+
+    Not the embedding: Adam's first step shows the gradient's signs alone.
+    """
+    _, adam, loss = result
     loss.tolist()
-    return uncond
+    return adam.mean

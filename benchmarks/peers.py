@@ -62,7 +62,7 @@ class PublishedLoop:
         self.unet, self.frozen = unet, frozen
 
     def iterate(self, x: StepInputs) -> Tensor:
-        """Return the embedding after one step of Adam."""
+        """Make one step of Adam; return its first moment, a tenth of the gradient."""
         # Shared weights: what another provider needs frozen is made trainable for this call alone.
         self.unet.requires_grad_(not self.frozen)
         uncond = x.uncond.clone().requires_grad_()
@@ -75,7 +75,8 @@ class PublishedLoop:
         adam.step()
         loss.item()
         self.unet.requires_grad_(False)
-        return uncond.detach()
+        moment: Tensor = adam.state[uncond]["exp_avg"]
+        return moment
 
 
 class PublishedBatch:

@@ -23,6 +23,7 @@ BASES = {"step": "frozen", "edit": "published batch"}
 """What the ratios are to."""
 
 TITLES = {
+    "roofline": "The most that this machine reaches",
     "step": "One inner iteration of null-text optimization",
     "edit": "An edit of one prompt, ten steps, default windows, without decoding",
     "inversion": "An inversion, time an image",
@@ -35,7 +36,8 @@ TITLES = {
 def main() -> None:
     """Write the section and the plot."""
     rows = {name: read_rows(RESULTS / f"{name}.csv") for name in TITLES}
-    parts = [part for name, some in rows.items() if some for part in _section(name, some)]
+    roofs = _roofs(rows["roofline"])
+    parts = [part for name, some in rows.items() if some for part in _section(name, some, roofs)]
     readme = ROOT / "README.md"
     text = "\n".join([*parts, ""])
     readme.write_text(SECTION.sub(lambda m: m[1] + text + m[2], readme.read_text("utf-8")), "utf-8")
@@ -43,14 +45,34 @@ def main() -> None:
         _plot(rows["step"])
 
 
-def _section(name: str, rows: list[Row]) -> list[str]:
+def _roofs(rows: list[Row]) -> dict[tuple[str, str], float]:
+    """TFLOP/s of the fastest product of each device and dtype."""
+    roofs: dict[tuple[str, str], float] = {}
+    for row in rows:
+        roofs[_machine(row)] = max(_rate(row), roofs.get(_machine(row), 0.0))
+    return roofs
+
+
+def _rate(row: Row) -> float:
+    """TFLOP/s."""
+    return 1e3 * row.tflop / row.p50_ms
+
+
+def _machine(row: Row) -> tuple[str, str]:
+    return row.device, row.dtype
+
+
+def _section(name: str, rows: list[Row], roofs: dict[tuple[str, str], float]) -> list[str]:
     """Return a title, a table of all cases and a line on where it comes from."""
     ratios = name in BASES
     memory = any(row.peak_mib for row in rows)
+    work = any(row.tflop for row in rows)
+    checked = any(row.unit for row in rows)
     head = ["", "median ms (20 % .. 80 %)"]
     head += [f"speed, {BASES[name]} = 1"] if ratios else []
     head += ["peak MiB"] if memory else []
-    head += ["check"]
+    head += ["TFLOP/s, share of the most"] if work else []
+    head += ["check"] if checked else []
     lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
     for row in rows:
         cells = [f"{row.provider}, {row.case}, {row.dtype}"]
@@ -60,7 +82,12 @@ def _section(name: str, rows: list[Row]) -> list[str]:
             cells.append(f"{base.p50_ms / row.p50_ms:.2f}")
         if memory:
             cells.append(f"{row.peak_mib:,.0f}" if row.peak_mib else "")
-        cells.append(f"{row.quality:.3g} {row.unit}" if row.unit else "")
+        if work:
+            roof = roofs.get(_machine(row))
+            share = f", {_rate(row) / roof:.0%}" if roof else ""
+            cells.append(f"{_rate(row):.3g}{share}" if row.tflop else "")
+        if checked:
+            cells.append(f"{row.quality:.3g} {row.unit}" if row.unit else "")
         lines.append(f"| {' | '.join(cells)} |")
     sources = sorted({f"{r.device}, torch {r.torch}, commit {r.commit}" for r in rows})
     return [f"**{TITLES[name]}**", "", *lines, "", f"{'; '.join(sources)}.", ""]

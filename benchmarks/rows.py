@@ -38,6 +38,8 @@ class Row:
     triton: str
     commit: str
     dirty: bool
+    tflop: float = 0.0
+    """The work that the result needs; 0: not counted."""
 
 
 def make_row(
@@ -50,6 +52,7 @@ def make_row(
     peak_mib: float = 0.0,
     quality: float = 0.0,
     unit: str = "",
+    tflop: float = 0.0,
 ) -> Row:
     """Fill in the machine, the versions and the commit."""
     times = list(milliseconds)
@@ -76,6 +79,7 @@ def make_row(
         triton=_version("triton"),
         commit=_git("rev-parse", "--short", "HEAD"),
         dirty=bool(_git("status", "--porcelain", "--untracked-files=no")),
+        tflop=float(f"{tflop:.6g}"),
     )
 
 

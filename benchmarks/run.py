@@ -21,10 +21,11 @@ from inversions import inversions
 from load import load
 from nti.config import SD_V1, ModelConfig
 from p2p import edits
+from roofline import products
 from rows import Row, write_rows
 from step import compiled, step
 
-SECTIONS = ("step", "edit", "inversion", "load", "kernels", "compile")
+SECTIONS = ("roofline", "step", "edit", "inversion", "load", "kernels", "compile")
 """The last two only on CUDA: a CPU compiles for minutes, and interprets kernels."""
 
 
@@ -73,6 +74,8 @@ def _parts(
     elif section in by_side:
         for side in sides:
             yield by_side[section](config, side, repeats, dtype, device)
+    elif section == "roofline":
+        yield products(repeats, dtype, device)
     elif section == "inversion":
         yield from inversions(repeats, 50 if config is SD_V1 else 4, device)
     elif section == "load":
