@@ -1,18 +1,20 @@
 """Section `step`: one inner iteration of null-text optimization, as a ladder from the published
 loop.
 
-`published` leaves the weights trainable; `frozen` is the same loop with that one line repaired;
-`nti contiguous` and `nti every time` are this project without the channels-last layout and without
-computing once what does not depend on the embedding; `nti` is what ships. On CUDA its step is also
-recorded as a graph, and section `compile` times it compiled.
+`published` leaves the weights trainable; `frozen` is the same loop with that one line repaired.
+`nti` is what ships; `nti contiguous`, `nti by MKL` and `nti every time` are without the layout
+channels-last, with PyTorch's own products on a CPU, and without computing once what does not depend
+on the embedding. On CUDA its step is also recorded as a graph; section `compile` times it compiled.
 """
 
 import copy
 import time
 from collections.abc import Callable
 from functools import partial
+from unittest import mock
 
 import torch
+from nti.kernels.linear import is_onednn
 from torch import Tensor
 
 from cases import (
@@ -51,6 +53,11 @@ def _recomputing(model: StableDiffusion, begun: Begun, x: StepInputs) -> Tensor:
     return moment
 
 
+def _by_mkl(model: StableDiffusion, begun: Begun, x: StepInputs) -> Tensor:
+    with mock.patch("nti.networks.frozen.is_onednn", return_value=False):
+        return shipped_iteration(model, begun, x)
+
+
 def step(
     config: ModelConfig, side: int, repeats: int, dtype: torch.dtype, device: torch.device
 ) -> list[Row]:
@@ -72,6 +79,8 @@ def step(
         "nti": partial(shipped_iteration, model, begun, x),
         "nti, low memory": partial(_recomputing, model, begun, x),
     }
+    if is_onednn(x.uncond):
+        calls["nti by MKL"] = partial(_by_mkl, model, begun, x)
     if device.type == "cuda":
         recorded = compile_model(model, backend="cuda-graph")
         calls["nti, CUDA graph"] = partial(shipped_iteration, recorded, begun, x)

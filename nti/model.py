@@ -208,6 +208,7 @@ def _freeze(network: Network) -> Network:
     return network.requires_grad_(False).eval()
 
 
+@torch.inference_mode(mode=False)  # what is made in that mode cannot be differentiated through
 def load_model(
     checkpoint: str | Path | None = None,
     *,

@@ -1,8 +1,11 @@
 """The pullback: torch.func's numbers, without its memory."""
 
 import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -14,11 +17,12 @@ def product(x: Tensor, y: Tensor) -> Tensor:
     return (x.sin() * y).cumsum(0)
 
 
-def test_it_is_torchs() -> None:
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad])
+def test_it_is_torchs(mode: Callable[[], AbstractContextManager[None]]) -> None:
     g = torch.Generator().manual_seed(0)
     x, y, cotangent = torch.randn(3, 5, dtype=torch.float64, generator=g)
     expected, pull = torch.func.vjp(product, x, y)
-    with torch.no_grad():
+    with mode():
         value, found = vjp(product, x, y)
         gradients = found(cotangent)
     assert not value.requires_grad

@@ -62,6 +62,7 @@ def invert(
 ) -> list[Inversion]: ...
 
 
+@torch.inference_mode(mode=False)  # the embedding learns, whatever mode the caller is in
 def invert(
     model: StableDiffusion,
     image: ImageLike | Sequence[ImageLike],

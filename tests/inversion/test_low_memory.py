@@ -42,6 +42,18 @@ def test_the_inversion_is_the_same(
     assert_close(found.latents, expected.latents)
 
 
+@pytest.mark.parametrize("memory", ["normal", "low"])
+def test_inference_mode_of_the_caller_is_no_obstacle(image: torch.Tensor, memory: str) -> None:
+    def run() -> torch.Tensor:
+        model = nti.load_model(device="cpu", memory=memory)
+        settings = {"steps": 2, "inner_steps": 2}
+        return nti.invert(model, image.float(), "a red circle", **settings).uncond
+
+    expected = run()
+    with torch.inference_mode():
+        assert_close(run(), expected)
+
+
 def test_less_than_half_is_kept(low: StableDiffusion, model: StableDiffusion) -> None:
     context = model.encode_text(["a cat"])
     assert kept(low, context.clone()) < 0.5 * kept(model, context.clone())
