@@ -164,7 +164,7 @@ def key_tiles(dtype: torch.dtype, head: int) -> Tiles:
     if dtype == torch.float32:
         return Tiles(32, 32, warps=4 if head <= 64 else 8, stages=1)
     if head <= 128:
-        return Tiles(64, 64, warps=8, stages=2)
+        return Tiles(64, 32, warps=8, stages=2)
     return Tiles(32, 32, warps=8, stages=2)
 
 

@@ -172,7 +172,9 @@ def tiles(dtype: torch.dtype, head: int) -> Tiles:
     """Tiles: queries owned, tokens visited. See the table in docs/kernels.md."""
     if dtype == torch.float32:
         return Tiles(32, 32, warps=4, stages=1)
-    return Tiles(64, 32 if head <= 128 else 16, warps=4, stages=1)
+    if head <= 128:
+        return Tiles(64, 32, warps=4, stages=1)
+    return Tiles(64, 16, warps=8, stages=1)
 
 
 def value_parts(head: int, most: int) -> int:

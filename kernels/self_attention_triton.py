@@ -90,7 +90,7 @@ def tiles(dtype: torch.dtype, head: int) -> Tiles:
     if dtype == torch.float32:
         return Tiles(32, 32, warps=4 if head <= 64 else 8, stages=1)
     if head <= 128:
-        return Tiles(128, 64, warps=8, stages=2)
+        return Tiles(128, 64 if head <= 64 else 32, warps=8, stages=2)
     return Tiles(64, 32, warps=8, stages=2)
 
 

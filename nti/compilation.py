@@ -16,6 +16,9 @@ from nti.sampling.step import AdamState
 
 __all__ = ["CompiledModel", "compile_model"]
 
+TRACES = "2.11"
+"""The first PyTorch that traces a gradient through functions with a backward pass of their own."""
+
 
 def compile_model(
     model: StableDiffusion, *, backend: str | Callable[..., Any] = "inductor"
@@ -31,7 +34,8 @@ def compile_model(
             is recorded as a CUDA graph, and what follows has no launch overhead.
 
     Raises:
-        ValueError: `cuda-graph` for a model that is not on CUDA.
+        ValueError: `cuda-graph` for a model that is not on CUDA; another backend with a PyTorch
+            older than 2.11, which cannot trace the inner iteration.
 
     """
     if isinstance(model, CompiledModel):
@@ -44,6 +48,12 @@ def compile_model(
                 " load it with device='cuda', or leave the backend out"
             )
         return CompiledModel(model, CudaGraph)
+    if torch.__version__ < TRACES:
+        raise ValueError(
+            f"torch: got {torch.__version__}, expected {TRACES} or newer to compile the steps:"
+            " upgrade it, record CUDA graphs instead (backend='cuda-graph', --cuda-graph), or leave"
+            " them eager"
+        )
     return CompiledModel(
         model,
         partial(

@@ -8,11 +8,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.torch_version import TorchVersion
 
 from nti import Inversion, StableDiffusion, edit, invert, reconstruct
-from nti.compilation import CompiledModel, compile_model
+from nti.compilation import TRACES, CompiledModel, compile_model
 from nti.image import load_image
 from tolerances import assert_close
+
+traces = pytest.mark.skipif(torch.__version__ < TRACES, reason=f"needs PyTorch {TRACES}")
 
 
 @pytest.fixture
@@ -22,6 +25,7 @@ def counter() -> Iterator[CompileCounterWithBackend]:
     torch._dynamo.reset()
 
 
+@traces
 def test_an_inversion_compiles_each_step_once(
     model: StableDiffusion, image: torch.Tensor, counter: CompileCounterWithBackend
 ) -> None:
@@ -38,6 +42,7 @@ def test_an_inversion_compiles_each_step_once(
     assert counter.frame_count == 3
 
 
+@traces
 def test_an_edit_compiles_its_controlled_step_once(
     model: StableDiffusion, inversion: Inversion, counter: CompileCounterWithBackend
 ) -> None:
@@ -51,7 +56,16 @@ def test_an_edit_compiles_its_controlled_step_once(
     assert counter.frame_count == 1
 
 
+@traces
 def test_compiling_twice_is_compiling_once(model: StableDiffusion) -> None:
     compiled = compile_model(model)
     assert isinstance(compiled, CompiledModel) and compile_model(compiled) is compiled
     assert compiled.unet is model.unet
+
+
+def test_an_older_pytorch_is_refused(
+    model: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.10.1+cu128"))
+    with pytest.raises(ValueError, match=r"torch: got 2\.10\.1\+cu128, expected 2\.11 or newer"):
+        compile_model(model)
