@@ -22,10 +22,10 @@ __all__ = [
     "QUICK",
     "StepInputs",
     "iteration_arguments",
+    "moment_after",
     "random_model",
     "random_unet",
     "random_weights",
-    "read",
     "shipped_iteration",
     "step_inputs",
 ]
@@ -52,8 +52,8 @@ def random_model(
 ) -> StableDiffusion:
     """Return the architecture with weights of unit gain, drawn from a seed.
 
-    Without `whole` it is the UNet alone, which is all that a step needs: nothing that the
-    autoencoder, the text encoder or the tokenizer imports is imported, as on the peers' side.
+    Without `whole` it is the UNet alone, which is all that a step needs, and what the text encoder
+    imports (open_clip) is not imported.
     """
     vae, text, tokenizer = nn.Identity(), nn.Identity(), None
     if whole:
@@ -126,8 +126,8 @@ def step_inputs(
 
 
 def shipped_iteration(model: StableDiffusion, begun: Begun, x: StepInputs) -> Tensor:
-    """Make an inner iteration on a latent that was begun before; see `read`."""
-    return read(model.null_text_iteration(begun, *iteration_arguments(x)))
+    """Make an inner iteration on a latent that was begun before; see `moment_after`."""
+    return moment_after(model.null_text_iteration(begun, *iteration_arguments(x)))
 
 
 def iteration_arguments(x: StepInputs) -> tuple[Any, ...]:
@@ -137,7 +137,7 @@ def iteration_arguments(x: StepInputs) -> tuple[Any, ...]:
     return x.uncond, adam, x.latent, x.eps_cond, x.target, x.step, GUIDANCE, 1e-2, active
 
 
-def read(result: tuple[Tensor, AdamState, Tensor]) -> Tensor:
+def moment_after(result: tuple[Tensor, AdamState, Tensor]) -> Tensor:
     """Return Adam's first moment, a tenth of the gradient; the loss read as the early stop does.
 
     Not the embedding: Adam's first step shows the gradient's signs alone.

@@ -10,9 +10,11 @@ cd "$(dirname "$0")/.."
 mkdir -p "$out"
 timeout 80 python -m pytest -q tests/kernels tests/test_precision.py tests/test_cuda_graph.py \
     -k "on_cuda or 16-cuda" | tee "$out/tests.txt" || echo "tests: failed or ran out of time" | tee -a "$out/tests.txt"
-for section in inversion kernels step edit load; do
-    timeout 70 python benchmarks/run.py "$section" --side 512 --repeats 5 --out "$out" \
-        | tee "$out/$section.txt" || echo "$section: failed or ran out of time" | tee -a "$out/$section.txt"
+for sections in inversion "roofline kernels" step edit load; do
+    log=$out/${sections##* }.txt
+    # shellcheck disable=SC2086  # two sections are two arguments
+    timeout 70 python benchmarks/run.py $sections --side 512 --repeats 5 --out "$out" \
+        | tee "$log" || echo "$sections: failed or ran out of time" | tee -a "$log"
 done
 timeout 100 python benchmarks/run.py compile --side 512 --repeats 5 --out "$out" \
     | tee "$out/compile.txt" || echo "compile: failed or ran out of time" | tee -a "$out/compile.txt"

@@ -1,5 +1,5 @@
-"""One provider alone in a process: does its work twice and prints MiB: what the process had once
-PyTorch was imported, and its peak. Only what the provider needs is imported.
+"""One provider alone in a process: does its work twice and prints MiB: what the process had when
+all that the provider needs was imported (for `load`: PyTorch alone), and its peak.
 """
 
 import argparse
@@ -32,34 +32,35 @@ def main() -> None:
         print(BASE, resident_peak_mib())
         return
     config = QUICK if options.quick else SD_V1
-    if options.provider.startswith("nti"):
-        _ours(options.provider, config, options.side, dtype, device)
-    else:
-        _theirs(options.provider, config, options.side, dtype, device)
-    print(BASE, own_peak_mib())
+    run = _ours if options.provider.startswith("nti") else _theirs
+    print(run(options.provider, config, options.side, dtype, device), own_peak_mib())
 
 
 def _ours(
     provider: str, config: ModelConfig, side: int, dtype: torch.dtype, device: torch.device
-) -> None:
+) -> float:
+    imported = own_peak_mib()
     model = random_model(config, dtype, device)
     model.unet.recompute = "low" in provider
     x = step_inputs(config, side, device, model.predict_noise)
     begun = model.begin(x.latent, x.timestep)
     for _ in range(2):
         shipped_iteration(model, begun, x)
+    return imported
 
 
 def _theirs(
     provider: str, config: ModelConfig, side: int, dtype: torch.dtype, device: torch.device
-) -> None:
+) -> float:
     from peers import PublishedLoop, diffusers_unet, noise
 
+    imported = own_peak_mib()
     unet = diffusers_unet(random_unet(config, dtype, device))
     x = step_inputs(config, side, device, lambda *given: noise(unet, *given))
     loop = PublishedLoop(unet, frozen=provider == "frozen")
     for _ in range(2):
         loop.iterate(x)
+    return imported
 
 
 if __name__ == "__main__":

@@ -70,8 +70,9 @@ def _section(name: str, rows: list[Row], roofs: dict[tuple[str, str], float]) ->
     checked = any(row.unit for row in rows)
     head = ["", "median ms (20 % .. 80 %)"]
     head += [f"speed, {BASES[name]} = 1"] if ratios else []
-    head += ["peak MiB"] if memory else []
-    head += ["TFLOP/s, share of the most"] if work else []
+    imports = any(row.imports_mib for row in rows)
+    head += ["peak MiB (imports)" if imports else "peak MiB"] if memory else []
+    head += ["needed TFLOP/s, share of the most"] if work else []
     head += ["check"] if checked else []
     lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
     for row in rows:
@@ -81,7 +82,8 @@ def _section(name: str, rows: list[Row], roofs: dict[tuple[str, str], float]) ->
             (base,) = [r for r in rows if _like(r, row) and r.provider == BASES[name]]
             cells.append(f"{base.p50_ms / row.p50_ms:.2f}")
         if memory:
-            cells.append(f"{row.peak_mib:,.0f}" if row.peak_mib else "")
+            of_it = f" ({row.imports_mib:,.0f})" if row.imports_mib else ""
+            cells.append(f"{row.peak_mib:,.0f}{of_it}" if row.peak_mib else "")
         if work:
             roof = roofs.get(_machine(row))
             share = f", {_rate(row) / roof:.0%}" if roof else ""

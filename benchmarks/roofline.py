@@ -3,28 +3,34 @@
 Shares in the report are of the fastest product in the same dtype.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from nti.kernels.linear import is_onednn, linear
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nti.config import ModelConfig
+from nti.networks.unet import UNet
 from peers import empty_unet
 from rows import Row, make_row
 from timing import interleaved
 
-__all__ = ["iteration_tflop", "products"]
+__all__ = ["begun_tflop", "iteration_tflop", "products"]
 
 
 def products(repeats: int, dtype: torch.dtype, device: torch.device) -> list[Row]:
     """Time a square product by PyTorch, and by oneDNN where frozen layers use it."""
     n = 4096 if device.type == "cpu" else 8192
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    calls = {"PyTorch": partial(torch.mm, a, b)}
+    calls = {"PyTorch": partial(F.linear, a, b)}
     if is_onednn(a):
         calls["oneDNN"] = partial(linear, a, b)
+        torch.testing.assert_close(linear(a, b), F.linear(a, b), rtol=1e-3, atol=1e-3)
     return [
         make_row(
             "roofline", name, f"a product of {n} x {n}", dtype=dtype, milliseconds=times,
@@ -37,17 +43,33 @@ def products(repeats: int, dtype: torch.dtype, device: torch.device) -> list[Row
 def iteration_tflop(config: ModelConfig, side: int) -> float:
     """Of an inner iteration on an image of `side` pixels: forward, and backward to the embedding.
 
-    Counted on the peer's UNet without weights; attention as its two products, nothing twice.
+    Counted on the peer's UNet without weights; attention as its products, and nothing twice, so a
+    provider that does more (gradients to weights, blocks computed again) is credited with this.
     """
-    n = side // config.vae.downsampling
     unet = empty_unet(config.unet).requires_grad_(False)
-    context = config.text.context_length, config.unet.context_dim
-    with (
-        torch.device("meta"),
-        sdpa_kernel(SDPBackend.MATH),
-        FlopCounterMode(display=False) as counter,
-    ):
-        uncond = torch.empty(1, *context, requires_grad=True)
-        latent, timestep = torch.empty(1, config.unet.latent_channels, n, n), torch.empty(1)
+    with torch.device("meta"), _counted() as counter:
+        latent, timestep, uncond = _inputs(config, side)
         unet(latent, timestep, encoder_hidden_states=uncond).sample.sum().backward()
     return counter.get_total_flops() / 1e12
+
+
+def begun_tflop(config: ModelConfig, side: int) -> float:
+    """Of it, what does not depend on the embedding and is done once a timestep."""
+    with torch.device("meta"):
+        unet = UNet(config.unet).requires_grad_(False)
+    with torch.device("meta"), _counted() as counter:
+        unet.begin(*_inputs(config, side)[:2])
+    return counter.get_total_flops() / 1e12
+
+
+@contextmanager
+def _counted() -> Iterator[FlopCounterMode]:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        yield counter
+
+
+def _inputs(config: ModelConfig, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    n = side // config.vae.downsampling
+    context = config.text.context_length, config.unet.context_dim
+    uncond = torch.empty(1, *context, requires_grad=True)
+    return torch.empty(1, config.unet.latent_channels, n, n), torch.empty(1), uncond

@@ -40,6 +40,8 @@ class Row:
     dirty: bool
     tflop: float = 0.0
     """The work that the result needs; 0: not counted."""
+    imports_mib: float = 0.0
+    """Of the peak, what the process had imported before it began."""
 
 
 def make_row(
@@ -53,6 +55,7 @@ def make_row(
     quality: float = 0.0,
     unit: str = "",
     tflop: float = 0.0,
+    imports_mib: float = 0.0,
 ) -> Row:
     """Fill in the machine, the versions and the commit."""
     times = list(milliseconds)
@@ -80,6 +83,7 @@ def make_row(
         commit=_git("rev-parse", "--short", "HEAD"),
         dirty=bool(_git("status", "--porcelain", "--untracked-files=no")),
         tflop=float(f"{tflop:.6g}"),
+        imports_mib=round(imports_mib, 1),
     )
 
 

@@ -2,9 +2,11 @@
 loop.
 
 `published` leaves the weights trainable; `frozen` is the same loop with that one line repaired.
-`nti` is what ships; `nti contiguous`, `nti by MKL` and `nti every time` are without the layout
-channels-last, with PyTorch's own products on a CPU, and without computing once what does not depend
-on the embedding. On CUDA its step is also recorded as a graph; section `compile` times it compiled.
+`nti` is what ships. Three rows are it without one thing: `nti contiguous` without the channels-last
+layout (and convolutions as products, which need it), `nti, PyTorch's layers` with linear layers,
+convolutions and feed-forward by PyTorch on a CPU, `nti every time` without computing once what does
+not depend on the embedding. On CUDA its step is also recorded as a graph; section `compile` times
+it compiled.
 """
 
 import copy
@@ -20,8 +22,8 @@ from torch import Tensor
 from cases import (
     StepInputs,
     iteration_arguments,
+    moment_after,
     random_model,
-    read,
     shipped_iteration,
     step_inputs,
 )
@@ -31,7 +33,7 @@ from nti.model import StableDiffusion
 from nti.networks.unet import Begun
 from nti.sampling.step import null_text_iteration
 from peers import PublishedLoop, diffusers_unet
-from roofline import iteration_tflop
+from roofline import begun_tflop, iteration_tflop
 from rows import Row, make_row
 from timing import child_peak_mib, interleaved
 
@@ -43,7 +45,7 @@ PEAKS = ("published", "frozen", "nti", "nti, low memory")
 
 def _every_time(model: StableDiffusion, x: StepInputs) -> Tensor:
     predict = partial(model.predict_noise, x.latent, x.timestep)
-    return read(null_text_iteration(predict, *iteration_arguments(x)))
+    return moment_after(null_text_iteration(predict, *iteration_arguments(x)))
 
 
 def _recomputing(model: StableDiffusion, begun: Begun, x: StepInputs) -> Tensor:
@@ -53,7 +55,7 @@ def _recomputing(model: StableDiffusion, begun: Begun, x: StepInputs) -> Tensor:
     return moment
 
 
-def _by_mkl(model: StableDiffusion, begun: Begun, x: StepInputs) -> Tensor:
+def _by_pytorch(model: StableDiffusion, begun: Begun, x: StepInputs) -> Tensor:
     with mock.patch("nti.networks.frozen.is_onednn", return_value=False):
         return shipped_iteration(model, begun, x)
 
@@ -73,21 +75,23 @@ def step(
     calls: dict[str, Callable[[], Tensor]] = {
         "published": partial(PublishedLoop(unet, frozen=False).iterate, x),
         "frozen": partial(PublishedLoop(unet, frozen=True).iterate, x),
-        "nti contiguous": partial(_every_time, contiguous, x),
+        "nti contiguous": partial(
+            shipped_iteration, contiguous, contiguous.begin(x.latent, x.timestep), x
+        ),
         "nti every time": partial(_every_time, model, x),
         # What is begun once a timestep serves ten iterations.
         "nti": partial(shipped_iteration, model, begun, x),
         "nti, low memory": partial(_recomputing, model, begun, x),
     }
-    if is_onednn(x.uncond):
-        calls["nti by MKL"] = partial(_by_mkl, model, begun, x)
+    if is_onednn(model.unet.conv_in.weight):
+        calls["nti, PyTorch's layers"] = partial(_by_pytorch, model, begun, x)
     if device.type == "cuda":
         recorded = compile_model(model, backend="cuda-graph")
         calls["nti, CUDA graph"] = partial(shipped_iteration, recorded, begun, x)
     exact = unet if dtype == torch.float32 else copy.deepcopy(unet).float()
     expected = PublishedLoop(exact, frozen=True).iterate(x)
     times = interleaved(calls, repeats)
-    tflop = iteration_tflop(config, side)
+    whole, begun_before = iteration_tflop(config, side), begun_tflop(config, side)
     rows = []
     for name, call in calls.items():
         error = float((call() - expected).norm() / expected.norm())
@@ -97,12 +101,14 @@ def step(
             )
         wide = [] if config is SD_V1 else ["--quick"]
         arguments = [name, "--side", str(side), "--dtype", str(dtype).removeprefix("torch."), *wide]
-        _, memory = child_peak_mib(arguments) if name in PEAKS else (0.0, 0.0)
+        imports, memory = child_peak_mib(arguments) if name in PEAKS else (0.0, 0.0)
+        every_time = name in ("published", "frozen", "nti every time")
         rows.append(
             make_row(
                 "step", name, f"{config.unet.channels} channels, {side} px", dtype=dtype,
-                milliseconds=times[name], peak_mib=memory, quality=error,
-                unit="from the frozen loop's gradient in float32", tflop=tflop,
+                milliseconds=times[name], peak_mib=memory, imports_mib=imports, quality=error,
+                unit="from the frozen loop's gradient in float32",
+                tflop=whole if every_time else whole - begun_before,
             )
         )  # fmt: skip
     return rows
@@ -129,12 +135,13 @@ def compiled(
     )
     times["nti, compiled: the first call"] = [first]
     case = f"{config.unet.channels} channels, {side} px"
+    tflop = iteration_tflop(config, side) - begun_tflop(config, side)
     return [
         make_row(
             "compile", name, case, dtype=dtype, milliseconds=each,
             quality=error if name == "nti, compiled" else 0.0,
             unit="of the eager gradient" if name == "nti, compiled" else "",
-            tflop=0.0 if name.endswith("first call") else iteration_tflop(config, side),
+            tflop=0.0 if name.endswith("first call") else tflop,
         )
         for name, each in times.items()
     ]  # fmt: skip

@@ -37,7 +37,7 @@ def _synchronize() -> None:
 
 
 def child_peak_mib(arguments: list[str]) -> tuple[float, float]:
-    """Run `peak.py`; return MiB once PyTorch is imported, and the peak, which it prints last."""
+    """Run `peak.py`; return the two MiB that it prints last: before its work, and the peak."""
     program = str(Path(__file__).with_name("peak.py"))
     done = subprocess.run(
         [sys.executable, program, *arguments], capture_output=True, text=True, check=False

@@ -14,9 +14,9 @@ from nti.networks.unet import Begun
 from nti.sampling.schedule import StepCoefficients
 from nti.sampling.step import AdamState
 
-__all__ = ["CompiledModel", "compile_model"]
+__all__ = ["CompiledModel", "compile_model", "compiles"]
 
-TRACES = "2.11"
+COMPILES_FROM = (2, 11)
 """The first PyTorch that traces a gradient through functions with a backward pass of their own."""
 
 
@@ -34,8 +34,8 @@ def compile_model(
             is recorded as a CUDA graph, and what follows has no launch overhead.
 
     Raises:
-        ValueError: `cuda-graph` for a model that is not on CUDA; another backend with a PyTorch
-            older than 2.11, which cannot trace the inner iteration.
+        ValueError: `cuda-graph` for a model that is not on CUDA; torch.compile with a PyTorch older
+            than 2.11, which cannot trace the inner iteration.
 
     """
     if isinstance(model, CompiledModel):
@@ -48,9 +48,9 @@ def compile_model(
                 " load it with device='cuda', or leave the backend out"
             )
         return CompiledModel(model, CudaGraph)
-    if torch.__version__ < TRACES:
+    if not compiles():
         raise ValueError(
-            f"torch: got {torch.__version__}, expected {TRACES} or newer to compile the steps:"
+            f"torch: got {torch.__version__}, expected 2.11 or newer to compile the steps:"
             " upgrade it, record CUDA graphs instead (backend='cuda-graph', --cuda-graph), or leave"
             " them eager"
         )
@@ -64,6 +64,12 @@ def compile_model(
             mode="reduce-overhead" if cuda and backend == "inductor" else None,
         ),
     )
+
+
+def compiles() -> bool:
+    """Whether this PyTorch is new enough, be it a pre-release."""
+    major, minor = torch.__version__.split(".")[:2]
+    return (int(major), int(minor)) >= COMPILES_FROM
 
 
 class CompiledModel(StableDiffusion):

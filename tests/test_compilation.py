@@ -11,11 +11,11 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.torch_version import TorchVersion
 
 from nti import Inversion, StableDiffusion, edit, invert, reconstruct
-from nti.compilation import TRACES, CompiledModel, compile_model
+from nti.compilation import CompiledModel, compile_model, compiles
 from nti.image import load_image
 from tolerances import assert_close
 
-traces = pytest.mark.skipif(torch.__version__ < TRACES, reason=f"needs PyTorch {TRACES}")
+needs_tracing = pytest.mark.skipif(not compiles(), reason="needs PyTorch 2.11")
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def counter() -> Iterator[CompileCounterWithBackend]:
     torch._dynamo.reset()
 
 
-@traces
+@needs_tracing
 def test_an_inversion_compiles_each_step_once(
     model: StableDiffusion, image: torch.Tensor, counter: CompileCounterWithBackend
 ) -> None:
@@ -42,7 +42,7 @@ def test_an_inversion_compiles_each_step_once(
     assert counter.frame_count == 3
 
 
-@traces
+@needs_tracing
 def test_an_edit_compiles_its_controlled_step_once(
     model: StableDiffusion, inversion: Inversion, counter: CompileCounterWithBackend
 ) -> None:
@@ -56,7 +56,7 @@ def test_an_edit_compiles_its_controlled_step_once(
     assert counter.frame_count == 1
 
 
-@traces
+@needs_tracing
 def test_compiling_twice_is_compiling_once(model: StableDiffusion) -> None:
     compiled = compile_model(model)
     assert isinstance(compiled, CompiledModel) and compile_model(compiled) is compiled
@@ -69,3 +69,6 @@ def test_an_older_pytorch_is_refused(
     monkeypatch.setattr(torch, "__version__", TorchVersion("2.10.1+cu128"))
     with pytest.raises(ValueError, match=r"torch: got 2\.10\.1\+cu128, expected 2\.11 or newer"):
         compile_model(model)
+    for version in ("2.11.0a0+git", "2.11.0", "3.0.0"):
+        monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+        assert compiles()

@@ -3,11 +3,12 @@ needs.
 
 PyTorch saves for each of GroupNorm, SiLU and convolution its whole input, the last for a weight
 gradient that nobody asks for here. These save one tensor where those save three: what a backward
-pass can compute again in less time than the convolution beside it takes, it does. With weights that
-do learn (training the embedded model) each falls back to PyTorch's own.
+pass can compute again in less time than the convolution beside it takes, it does, and on a CPU the
+inside of the feed-forward, too. With weights that do learn (training the embedded model) each falls
+back to PyTorch's own.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,27 +17,27 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from nti.kernels.linear import columns, is_onednn, linear, scatter_columns
-from nti.vjp import vjp
 
 __all__ = ["Conv2d", "GroupNormSiLU", "Linear", "by_onednn", "feed_forward", "geglu", "recomputed"]
 
 aten = torch.ops.aten
 
 
-def by_onednn(weight: Tensor, x: Tensor) -> bool:
-    """Whether a layer multiplies x by oneDNN: if its weights do not learn, for one, and see there.
+def by_onednn(x: Tensor, *weights: Tensor | None) -> bool:
+    """Whether layers multiply x by oneDNN: if none of their weights learns, and `is_onednn(x)`.
 
     A graph that is being compiled holds PyTorch's own layers, which the compiler knows best.
     """
-    return not weight.requires_grad and is_onednn(x) and not torch.compiler.is_compiling()
+    learn = any(weight is not None and weight.requires_grad for weight in weights)
+    return not learn and is_onednn(x) and not torch.compiler.is_compiling()
 
 
 class Linear(nn.Linear):
-    """Product with a matrix, by oneDNN where that is the fastest; saves nothing but its weights."""
+    """Product with a matrix, which in float32 on a CPU is oneDNN's and saves its weights alone."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., c_in) -> (..., c_out)."""
-        if not by_onednn(self.weight, x):
+        if not by_onednn(x, self.weight, self.bias):
             return super().forward(x)
         out: Tensor = _Linear.apply(x, self.weight, self.bias)
         return out
@@ -58,15 +59,17 @@ class _Linear(torch.autograd.Function):
 
 
 def feed_forward(x: Tensor, norm: nn.LayerNorm, proj_in: Linear, proj_out: Linear) -> Tensor:
-    """proj_out(GEGLU(proj_in(norm(x)))) (..., c), which saves x and never holds all that is inside.
+    """proj_out(geglu(proj_in(norm(x)))): (..., c) -> the same shape.
 
-    Inside, a transformer is eight times as wide as outside. Its rows do not know each other, so
-    both passes take them a few at a time, and the backward pass computes the inside again.
+    In float32 on a CPU, frozen: inside, a transformer is eight times as wide as outside, and its
+    rows do not know each other. So both passes take them a few at a time, and only x is saved: the
+    backward pass computes the inside again.
     """
-    out: Tensor = _FeedForward.apply(
-        x, norm.weight, norm.bias, norm.eps, proj_in.weight, proj_in.bias, proj_out.weight,
-        proj_out.bias,
-    )  # fmt: skip
+    weights = proj_in.weight, proj_in.bias, proj_out.weight, proj_out.bias
+    if by_onednn(x, norm.weight, norm.bias, *weights):
+        out: Tensor = _FeedForward.apply(x, norm.weight, norm.bias, norm.eps, *weights)
+    else:
+        out = proj_out(geglu(proj_in(norm(x))))
     return out
 
 
@@ -79,12 +82,11 @@ class _FeedForward(torch.autograd.Function):
         x: Tensor, scale: Tensor, shift: Tensor, eps: float, w_in: Tensor, b_in: Tensor,
         w_out: Tensor, b_out: Tensor,
     ) -> Tensor:  # fmt: skip
-        out = torch.empty(x.shape, dtype=x.dtype)
-        for rows, to in _by_rows(_FeedForward.ROWS, x, out):
+        def run(rows: Tensor) -> Tensor:
             normed = F.layer_norm(rows, scale.shape, scale, shift, eps)
-            value, gate = linear(normed, w_in, b_in).chunk(2, dim=-1)
-            to.copy_(linear(F.gelu(gate).mul_(value), w_out, b_out))
-        return out
+            return linear(_geglu(linear(normed, w_in, b_in)), w_out, b_out)
+
+        return _by_rows(run, x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -94,29 +96,28 @@ class _FeedForward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, shift, w_in, b_in, w_out = ctx.saved_tensors
-        grad_x = torch.empty(x.shape, dtype=x.dtype)
-        for rows, grad, to in _by_rows(_FeedForward.ROWS, x, grads[0], grad_x):
-            norm = rows, scale.shape, scale, shift
-            normed, mean, rstd = aten.native_layer_norm(*norm, ctx.eps)
+
+        def run(rows: Tensor, grad: Tensor) -> Tensor:
+            normed, mean, rstd = aten.native_layer_norm(rows, scale.shape, scale, shift, ctx.eps)
             wide = linear(normed, w_in, b_in)
-            value, gate = wide.chunk(2, dim=-1)
-            grad = linear(grad, w_out.t())
-            grad_gate = aten.gelu_backward(grad * value, gate)
-            value.copy_(F.gelu(gate).mul_(grad))
-            gate.copy_(grad_gate)
-            grad = linear(wide, w_in.t())
-            arguments = grad, rows, scale.shape, mean, rstd, scale, shift, [True, False, False]
-            to.copy_(aten.native_layer_norm_backward(*arguments)[0])
-        return grad_x, *[None] * 7
+            grad = linear(_geglu_backward(linear(grad, w_out.t()), wide), w_in.t())
+            mask = [True, False, False]
+            out: Tensor = aten.native_layer_norm_backward(
+                grad, rows, scale.shape, mean, rstd, scale, shift, mask
+            )[0]
+            return out
+
+        return _by_rows(run, x, grads[0]), *[None] * 7
 
 
-def _by_rows(count: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """`count` rows at a time of tensors (..., c); of contiguous ones they are views."""
-    return zip(*(torch.split(x.reshape(-1, x.shape[-1]), count) for x in tensors), strict=True)
+def _by_rows(run: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Run on a few rows at a time of tensors (..., c), and put the results together."""
+    parts = (torch.split(x.flatten(0, -2), _FeedForward.ROWS) for x in tensors)
+    return torch.cat([run(*rows) for rows in zip(*parts, strict=True)]).view(tensors[0].shape)
 
 
 class Conv2d(nn.Conv2d):
-    """Convolution that saves nothing but its weights."""
+    """Convolution of square kernels that saves nothing but its weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, c_in, h, w) -> (B, c_out, h', w')."""
@@ -130,7 +131,7 @@ class Conv2d(nn.Conv2d):
         """Whether to multiply columns: where they are no larger than the weights are."""
         positions = x.shape[0] * x.shape[2] * x.shape[3] // self.stride[0] ** 2
         return (
-            by_onednn(self.weight, x)
+            by_onednn(x, self.weight, self.bias)
             and (positions <= self.out_channels or self.kernel_size == (1, 1))
             and x.is_contiguous(memory_format=torch.channels_last)
             and self.weight.is_contiguous(memory_format=torch.channels_last)
@@ -268,8 +269,7 @@ def geglu(x: Tensor) -> Tensor:
 class _GEGLU(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        value, gate = x.chunk(2, dim=-1)
-        return F.gelu(gate).mul_(value)
+        return _geglu(x)
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -277,9 +277,17 @@ class _GEGLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        value, gate = ctx.saved_tensors[0].chunk(2, dim=-1)
-        grad_gate = aten.gelu_backward(grads[0] * value, gate)
-        return torch.cat([F.gelu(gate).mul_(grads[0]), grad_gate], dim=-1)
+        return _geglu_backward(grads[0], ctx.saved_tensors[0])
+
+
+def _geglu(x: Tensor) -> Tensor:
+    value, gate = x.chunk(2, dim=-1)
+    return F.gelu(gate).mul_(value)
+
+
+def _geglu_backward(grad: Tensor, x: Tensor) -> Tensor:
+    value, gate = x.chunk(2, dim=-1)
+    return torch.cat([F.gelu(gate).mul_(grad), aten.gelu_backward(grad * value, gate)], dim=-1)
 
 
 def recomputed(run: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -303,5 +311,5 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        _, pull = vjp(ctx.run, *ctx.saved_tensors)
+        _, pull = torch.func.vjp(ctx.run, *ctx.saved_tensors)  # type: ignore[misc]
         return None, *pull(grads[0])

@@ -14,15 +14,7 @@ from torch import Tensor, nn
 from nti.config import UNetConfig
 from nti.networks.attention import CrossAttention, SelfAttention
 from nti.networks.control import AttentionCapture, AttentionControl, AttentionMap
-from nti.networks.frozen import (
-    Conv2d,
-    GroupNormSiLU,
-    Linear,
-    by_onednn,
-    feed_forward,
-    geglu,
-    recomputed,
-)
+from nti.networks.frozen import Conv2d, GroupNormSiLU, Linear, feed_forward, recomputed
 
 __all__ = ["Begun", "UNet", "timestep_embedding"]
 
@@ -49,10 +41,8 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, timestep: Tensor) -> Tensor:
         # The sinusoids are float32 whatever the weights are, as in the published networks.
-        x = self.linear_1(
-            timestep_embedding(timestep, self.channels).to(self.linear_1.weight.dtype)
-        )
-        out: Tensor = self.linear_2(F.silu(x))
+        x = timestep_embedding(timestep, self.channels).to(self.linear_1.weight.dtype)
+        out: Tensor = self.linear_2(F.silu(self.linear_1(x)))
         return out
 
 
@@ -86,10 +76,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         """X (B, L, c) -> the same shape, of x after its norm."""
-        if by_onednn(self.proj_in.weight, x):
-            return feed_forward(x, norm, self.proj_in, self.proj_out)
-        out: Tensor = self.proj_out(geglu(self.proj_in(norm(x))))
-        return out
+        return feed_forward(x, norm, self.proj_in, self.proj_out)
 
 
 class SpatialTransformer(nn.Module):
@@ -337,8 +324,7 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         self.recompute = False
-        widths = config.level_channels
-        levels = range(len(widths))
+        widths, levels = config.level_channels, range(len(config.level_channels))
         self.time_embedding = TimeEmbedding(config.channels)
         self.conv_in = Conv2d(config.latent_channels, config.channels, 3, padding=1)
         skips = [config.channels]
@@ -373,8 +359,9 @@ class UNet(nn.Module):
             over heads and over the sites of `config.word_map_level`, or None.
 
         """
-        begun = self.begin(latent, timestep, control, capture)
-        return self.finish(begun, context, control, capture)
+        return self.finish(
+            self.begin(latent, timestep, control, capture), context, control, capture
+        )
 
     def begin(
         self,

@@ -42,6 +42,25 @@ def test_the_inversion_is_the_same(
     assert_close(found.latents, expected.latents)
 
 
+@pytest.mark.parametrize("recompute", [False, True], ids=["normal", "low"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_predicted_noise_is_differentiable_by_torch_func(
+    recompute: bool, dtype: torch.dtype
+) -> None:
+    model = make_model(dtype=dtype)
+    model.unet.recompute = recompute
+    g = torch.Generator().manual_seed(0)
+    latent = torch.randn(1, 4, 8, 8, generator=g, dtype=dtype)
+    context = model.encode_text(["a cat"])
+
+    def loss(context: torch.Tensor) -> torch.Tensor:
+        return model.predict_noise(latent, 981, context).square().sum()
+
+    found = torch.func.grad(loss)(context)
+    leaf = context.requires_grad_()
+    assert_close(found, torch.autograd.grad(loss(leaf), leaf)[0])
+
+
 @pytest.mark.parametrize("memory", ["normal", "low"])
 def test_inference_mode_of_the_caller_is_no_obstacle(image: torch.Tensor, memory: str) -> None:
     def run() -> torch.Tensor:

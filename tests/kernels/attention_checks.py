@@ -16,7 +16,7 @@ from nti.kernels.self_attention_triton import self_attention_forward
 from nti.kernels.tiles import INTERPRETED, Tiles
 from torch import Tensor
 
-from nti.compilation import TRACES
+from nti.compilation import compiles
 from nti.config import UNetConfig
 from nti.networks.attention import CrossAttention, SelfAttention, set_backend
 from nti.networks.control import AttentionControl
@@ -302,7 +302,7 @@ def _checks() -> dict[str, Callable[[str], None]]:
     add("any-layout", check_any_layout)
     add("repeats", check_one_row_repeats)
     add("opcheck", check_opcheck)
-    if torch.__version__ >= TRACES:
+    if compiles():
         add("vjp-in-one-graph", check_vjp_in_one_graph)
     add("control-in-one-graph", check_control_in_one_graph)
     add("unet", check_unet)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from nti.kernels.linear import is_onednn
 from torch import Tensor, nn
 
 from nti.networks import frozen as frozen_layers
@@ -12,10 +13,10 @@ from nti.networks.frozen import (
     Conv2d,
     GroupNormSiLU,
     Linear,
-    feed_forward,
     geglu,
     recomputed,
 )
+from nti.networks.unet import FeedForward as UNetFeedForward
 from tolerances import assert_close
 
 
@@ -99,18 +100,15 @@ def test_weights_that_learn_get_their_gradient(layer: nn.Module) -> None:
 
 
 class FeedForward(nn.Module):
-    """The feed-forward half of a transformer, by rows or as PyTorch would."""
+    """The UNet's, on the positions of an image."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm, self.proj_in, self.proj_out = nn.LayerNorm(6), Linear(6, 48), Linear(24, 6)
+        self.norm, self.inside = nn.LayerNorm(6), UNetFeedForward(6)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.flatten(2).transpose(1, 2)
-        if x.dtype == torch.float32:
-            return feed_forward(x, self.norm, self.proj_in, self.proj_out)
-        value, gate = self.proj_in(self.norm(x)).chunk(2, dim=-1)
-        return self.proj_out(value * F.gelu(gate))
+        out: Tensor = self.inside(x.flatten(2).transpose(1, 2), self.norm)
+        return out
 
 
 class Tokens(nn.Module):
@@ -127,7 +125,7 @@ class Tokens(nn.Module):
 ON_CPU: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "linear": (Tokens, "_Linear"),
     "feed-forward": (FeedForward, "_FeedForward"),
-    "few positions": (lambda: Conv2d(6, 70, 3, padding=1), "_ColumnsConv2d"),
+    "few positions": (lambda: Conv2d(6, 80, 3, padding=1), "_ColumnsConv2d"),
     "few strided positions": (lambda: Conv2d(6, 20, 3, stride=2, padding=1), "_ColumnsConv2d"),
     "one pixel": (lambda: Conv2d(6, 8, 1), "_ColumnsConv2d"),
     "many positions": (lambda: Conv2d(6, 8, 3, padding=1), "_Conv2d"),
@@ -135,19 +133,23 @@ ON_CPU: dict[str, tuple[Callable[[], nn.Module], str]] = {
 """Layers of six channels, and the function that computes them in float32 on a CPU."""
 
 
+needs_onednn = pytest.mark.skipif(not is_onednn(torch.empty(1)), reason="needs oneDNN")
+
+
+@needs_onednn
 @pytest.mark.parametrize("name", ON_CPU)
 def test_float32_on_a_cpu_takes_its_own_path_to_the_same_numbers(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Not a divisor of the 64 rows.
-    monkeypatch.setattr(frozen_layers._FeedForward, "ROWS", 9)
+    # Not a divisor of the 72 rows.
+    monkeypatch.setattr(frozen_layers._FeedForward, "ROWS", 10)
     make, path = ON_CPU[name]
     exact = frozen(make())
     ours = make().requires_grad_(False)
     ours.load_state_dict(exact.state_dict())
     ours.to(memory_format=torch.channels_last)
     g = torch.Generator().manual_seed(1)
-    x = torch.randn(1, 6, 8, 8, generator=g).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 6, 4, 9, generator=g).to(memory_format=torch.channels_last)
     y, leaf = x.double().requires_grad_(), x.requires_grad_()
     value, expected = ours(leaf), exact(y)
     assert value.grad_fn is not None and value.grad_fn.name() == f"{path}Backward"
@@ -170,6 +172,33 @@ def test_a_convolution_is_a_product_for_channels_last_alone(contiguous: str) -> 
     assert value.grad_fn is not None and value.grad_fn.name() == "_Conv2dBackward"
 
 
+@needs_onednn
+@pytest.mark.parametrize("name", ["norm.weight", "inside.proj_in.bias", "inside.proj_out.weight"])
+def test_a_feed_forward_of_which_a_part_learns_gives_it_its_gradient(name: str) -> None:
+    layer = FeedForward().requires_grad_(False)
+    parameter = layer.get_parameter(name).requires_grad_()
+    layer(torch.randn(1, 6, 4, 4)).square().sum().backward()
+    assert parameter.grad is not None and parameter.grad.abs().sum() > 0
+
+
+@needs_onednn
+def test_a_graph_that_is_compiled_holds_pytorchs_layers() -> None:
+    targets: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
+        targets.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    layer, x = FeedForward().requires_grad_(False), torch.randn(1, 6, 4, 4)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend=backend)
+    assert_close(compiled(x), layer(x))
+    assert any("linear" in target for target in targets)
+    assert not any("mkldnn" in target for target in targets)
+    torch._dynamo.reset()
+
+
+@needs_onednn
 def test_a_feed_forward_keeps_its_input_alone() -> None:
     layer = FeedForward().requires_grad_(False)
     weights = {p.data_ptr() for p in layer.parameters()}
