@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 ROOMS = (
-    ("nti.config",),
+    ("nti.config", "nti.vjp"),
     ("nti.networks",),
     ("nti.sampling",),
     ("nti.model", "nti.image"),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from nti.kernels.linear import columns, is_onednn, linear, scatter_columns
+from nti.vjp import vjp
 
 __all__ = ["Conv2d", "GroupNormSiLU", "Linear", "by_onednn", "feed_forward", "geglu", "recomputed"]
 
@@ -311,5 +312,5 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        _, pull = torch.func.vjp(ctx.run, *ctx.saved_tensors)  # type: ignore[misc]
+        _, pull = vjp(ctx.run, *ctx.saved_tensors)
         return None, *pull(grads[0])

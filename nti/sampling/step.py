@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from nti.sampling.schedule import StepCoefficients, ddim_step
+from nti.vjp import vjp
 
-__all__ = ["AdamState", "guided_noise", "guided_step", "null_text_iteration", "vjp"]
+__all__ = ["AdamState", "guided_noise", "guided_step", "null_text_iteration"]
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
@@ -109,7 +110,7 @@ def null_text_iteration(
     scale = (
         cotangent.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(error.dtype).tiny)
     )
-    gradient = backward(cotangent / scale)
+    (gradient,) = backward(cotangent / scale)
     updated, state = _adam(uncond, gradient * scale[..., 0], adam, learning_rate)
     keep = active[:, None, None]
     return (
@@ -121,23 +122,6 @@ def null_text_iteration(
         ),
         losses,
     )
-
-
-def vjp(
-    function: Callable[[Tensor], Tensor], x: Tensor
-) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """function(x), and the map, to be called once, of a gradient to it to the gradient to x.
-
-    torch.func.vjp is what torch.compile can trace. Where nothing is traced, plain autograd spends
-    less on entering a layer and frees what it saved as soon as its gradient is known.
-    """
-    if torch.compiler.is_compiling():
-        out, pull = torch.func.vjp(function, x)  # type: ignore[misc]
-        return out, lambda gradient: pull(gradient)[0]
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        out = function(leaf)
-    return out.detach(), lambda gradient: torch.autograd.grad(out, leaf, gradient)[0]
 
 
 def _adam(

@@ -9,21 +9,39 @@ import pytest
 import torch
 from torch import Tensor
 
-from nti.sampling.step import vjp
+from nti.vjp import vjp
 from tolerances import assert_close
+
+
+def product(x: Tensor, y: Tensor) -> Tensor:
+    return (x.sin() * y).cumsum(0)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad])
 def test_it_is_torchs(mode: Callable[[], AbstractContextManager[None]]) -> None:
     g = torch.Generator().manual_seed(0)
-    x, cotangent = torch.randn(2, 5, dtype=torch.float64, generator=g)
-    expected, pull = torch.func.vjp(lambda x: x.sin().cumsum(0), x)
+    x, y, cotangent = torch.randn(3, 5, dtype=torch.float64, generator=g)
+    expected, pull = torch.func.vjp(product, x, y)
     with mode():
-        value, found = vjp(lambda x: x.sin().cumsum(0), x)
-        gradient = found(cotangent)
+        value, found = vjp(product, x, y)
+        gradients = found(cotangent)
     assert not value.requires_grad and not x.requires_grad
     assert_close(value, expected)
-    assert_close(gradient, pull(cotangent)[0])
+    for gradient, right in zip(gradients, pull(cotangent), strict=True):
+        assert_close(gradient, right)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad])
+def test_it_works_inside_torch_func(mode: Callable[[], AbstractContextManager[None]]) -> None:
+    x, y = torch.randn(2, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def slope(x: Tensor) -> Tensor:
+        return vjp(lambda x: product(x, y).sum(), x)[1](torch.ones((), dtype=x.dtype))[0].sum()
+
+    with mode():
+        found = torch.func.grad(slope)(x)
+    # The second derivative: product is a sum of (5 - i) y_i sin(x_i).
+    assert_close(found, -torch.arange(5, 0, -1) * y * x.sin())
 
 
 def test_what_a_layer_saved_is_freed_before_the_layers_below_it_run() -> None:
@@ -44,5 +62,6 @@ def test_what_a_layer_saved_is_freed_before_the_layers_below_it_run() -> None:
             return 2 * grads[0], None
 
     _, pull = vjp(lambda x: Layer.apply(Layer.apply(x, "lower"), "upper"), torch.ones(3))
-    assert pull(torch.ones(3)).tolist() == [4, 4, 4]
+    (gradient,) = pull(torch.ones(3))
+    assert gradient.tolist() == [4, 4, 4]
     assert alive == {"upper": ["lower", "upper"], "lower": ["lower"]}
