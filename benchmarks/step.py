@@ -64,6 +64,10 @@ def step(
     config: ModelConfig, side: int, repeats: int, dtype: torch.dtype, device: torch.device
 ) -> list[Row]:
     """Time the ladder on an image of `side` pixels."""
+    # First: both do not fit into the memory at once.
+    arguments = ["--side", str(side), "--dtype", str(dtype).removeprefix("torch.")]
+    arguments += [] if config is SD_V1 else ["--quick"]
+    peaks = {name: child_peak_mib([name, *arguments]) for name in PEAKS}
     model = random_model(config, dtype, device)
     unet = diffusers_unet(model.unet)
     contiguous = random_model(config, dtype, device)
@@ -99,9 +103,7 @@ def step(
             raise RuntimeError(
                 f"{name}: its gradient differs by {error:.1e} from the frozen loop's"
             )
-        wide = [] if config is SD_V1 else ["--quick"]
-        arguments = [name, "--side", str(side), "--dtype", str(dtype).removeprefix("torch."), *wide]
-        imports, memory = child_peak_mib(arguments) if name in PEAKS else (0.0, 0.0)
+        imports, memory = peaks.get(name, (0.0, 0.0))
         every_time = name in ("published", "frozen", "nti every time")
         rows.append(
             make_row(
