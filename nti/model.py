@@ -229,8 +229,8 @@ def load_model(
         backend: who computes the UNet's attention: `reference` (scaled_dot_product_attention),
             `triton`, or `auto`: Triton for half precision on CUDA, else the reference.
         memory: `low` computes the UNet's blocks again in the backward pass instead of keeping what
-            is inside them: at 512 pixels in float32 on a CPU 4.8 GiB at the peak instead of 5.6,
-            for a fifth more time (`benchmarks/results/step.csv`).
+            is inside them: at 512 pixels in float32 on a CPU 4.2 GiB at the peak instead of 4.7,
+            for a third more time (`benchmarks/results/step.csv`).
 
     Returns:
         The model, frozen.
