@@ -163,7 +163,7 @@ class _Conv2d(torch.autograd.Function):
         return grad_x, None, None, None, None
 
 
-class _ColumnsConv2d(torch.autograd.Function):
+class _ColumnsConv2d(_Conv2d):
     """The same as one product, for square kernels and channels last."""
 
     @staticmethod
@@ -172,12 +172,6 @@ class _ColumnsConv2d(torch.autograd.Function):
     ) -> Tensor:
         patches = columns(_channels_last(x), weight.shape[-1], stride[0], padding[0])
         return _channels_first(linear(patches, _matrix(weight), bias))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, _, ctx.stride, ctx.padding = inputs
-        ctx.shape = x.shape
-        ctx.save_for_backward(weight)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
