@@ -295,6 +295,7 @@ class _CfgAttention(torch.autograd.Function):
         q, k, v, source_rows, *_ = inputs
         out, lse, maps = output
         ctx.mark_non_differentiable(lse, maps)
+        ctx.set_materialize_grads(False)
         ctx.edited = source_rows is not None
         ctx.save_for_backward(q, k, v, out, lse)
 

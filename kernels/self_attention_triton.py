@@ -146,6 +146,7 @@ class _SelfAttention(torch.autograd.Function):
         q, k, v, rows = inputs
         out, lse = output
         ctx.mark_non_differentiable(lse)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(q, k, v, rows, out, lse)
 
     @staticmethod

@@ -222,6 +222,7 @@ class _GroupNormSiLU(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         x, weight, bias, ctx.groups, ctx.eps = inputs
         ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight, bias, *output[1:])
 
     @staticmethod

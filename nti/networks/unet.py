@@ -31,7 +31,7 @@ def timestep_embedding(timestep: Tensor, channels: int) -> Tensor:
 
 
 class TimeEmbedding(nn.Module):
-    """Two linear layers on the sinusoids, to four times the width."""
+    """Linear, SiLU, linear on the sinusoids, then the SiLU that all residual blocks begin with."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -42,8 +42,7 @@ class TimeEmbedding(nn.Module):
     def forward(self, timestep: Tensor) -> Tensor:
         # The sinusoids are float32 whatever the weights are, as in the published networks.
         x = timestep_embedding(timestep, self.channels).to(self.linear_1.weight.dtype)
-        out: Tensor = self.linear_2(F.silu(self.linear_1(x)))
-        return out
+        return F.silu(self.linear_2(F.silu(self.linear_1(x))))
 
 
 class ResBlock(nn.Module):
@@ -60,7 +59,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         h = self.conv_1(self.norm_1(x))
-        h = h + self.time_projection(F.silu(time))[:, :, None, None]
+        h = h + self.time_projection(time)[:, :, None, None]
         h = self.conv_2(self.norm_2(h))
         out: Tensor = self.skip(x) + h
         return out

@@ -15,6 +15,8 @@ from nti.kernels.self_attention import self_attention
 from nti.kernels.self_attention_triton import self_attention_forward
 from nti.kernels.tiles import INTERPRETED, Tiles
 from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nti.compilation import compiles
 from nti.config import UNetConfig
@@ -214,8 +216,8 @@ def check_control_in_one_graph(device: str) -> None:
     assert len(graphs) == 1
 
 
-def check_unet(device: str) -> None:
-    """The whole UNet, with control and words, then its gradient to the context without."""
+def small_unet(device: str) -> UNet:
+    """A frozen UNet of one level."""
     config = UNetConfig(
         latent_channels=4,
         channels=16,
@@ -229,7 +231,12 @@ def check_unet(device: str) -> None:
         word_map_level=0,
     )
     torch.manual_seed(0)
-    unet = UNet(config).to(device).requires_grad_(False)
+    return UNet(config).to(device).requires_grad_(False)
+
+
+def check_unet(device: str) -> None:
+    """The whole UNet, with control and words, then its gradient to the context without."""
+    unet = small_unet(device)
     draw = normal("unet", torch.float32, device)
     latent, context = draw(3, 4, 4, 4), draw(3, TOKENS, 24)
     time = torch.full((3,), 5, device=device)
@@ -241,6 +248,28 @@ def check_unet(device: str) -> None:
         results[backend] = eps, maps, pull(latent[:1])[0]
     for ours, reference in zip(results["triton"], results["reference"], strict=True):
         assert_close(ours, reference)
+
+
+def check_no_zeros_are_made(device: str) -> None:
+    """No launch fills a gradient of zeros to the numbers that layers keep for themselves."""
+    unet, draw = small_unet(device), normal("zeros", torch.float32, device)
+    set_backend(unet, "triton")
+    latent, context = draw(1, 4, 4, 4), draw(1, TOKENS, 24).requires_grad_()
+    eps, _ = unet(latent, torch.full((1,), 5, device=device), context)
+    ops: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, op: OpOverload, types: object, args: tuple = (), kwargs: dict | None = None
+        ) -> object:
+            ops.append(op.name())
+            return op(*args, **(kwargs or {}))
+
+    with Watch():
+        torch.autograd.grad(eps, context, latent)
+    # 4 sites of two attentions, less the self-attention that no text comes before.
+    assert ops.count("nti::attention_bwd") == 7
+    assert not [name for name in ops if "zeros" in name or "fill" in name]
 
 
 def small_control(step: int, device: str) -> AttentionControl:
@@ -306,6 +335,7 @@ def _checks() -> dict[str, Callable[[str], None]]:
         add("vjp-in-one-graph", check_vjp_in_one_graph)
     add("control-in-one-graph", check_control_in_one_graph)
     add("unet", check_unet)
+    add("no-zeros", check_no_zeros_are_made)
     add("refusals", check_refusals)
     return checks
 
