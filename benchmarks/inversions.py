@@ -20,7 +20,7 @@ from nti.model import StableDiffusion
 from rows import Row, make_row
 from timing import interleaved, own_peak_mib
 
-__all__ = ["inversions"]
+__all__ = ["inversions", "psnr_from_pivot"]
 
 
 def inversions(repeats: int, steps: int, device: torch.device) -> Iterator[list[Row]]:
@@ -57,15 +57,15 @@ def _by_batch(
             make_row(
                 "inversion", "nti", f"{name}, batch {batch}, {steps} steps", dtype=model.dtype,
                 milliseconds=[t / batch for t in times[str(batch)]], peak_mib=peak,
-                quality=mean(_psnr(model, record) for record in made[batch][:1]),
+                quality=mean(psnr_from_pivot(model, record) for record in made[batch][:1]),
                 unit="dB from the decoded pivot, first image",
             )
         )  # fmt: skip
     return rows
 
 
-def _psnr(model: StableDiffusion, record: Inversion) -> float:
-    """Of the reconstruction, against the decoded z_0: in pixels of peak 255."""
+def psnr_from_pivot(model: StableDiffusion, record: Inversion) -> float:
+    """Return the reconstruction's PSNR against the decoded z_0, in pixels of peak 255."""
     bound = model.decode_latent(record.pivot[-1:].to(model.device))
     again = load_image(reconstruct(model, record), bound.shape[-1]).to(bound)
     error = (_rounded(bound) - _rounded(again)).square().mean()

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS, PLOT = ROOT / "benchmarks" / "results", ROOT / "docs" / "performance.png"
 SECTION = re.compile(r"(<!-- performance -->\n).*(<!-- end performance -->)", re.DOTALL)
 
-BASES = {"step": "frozen", "edit": "published batch"}
+BASES = {"step": "frozen", "edit": "published batch", "community": "NullTextPipeline"}
 """What the ratios are to."""
 
 TITLES = {
@@ -27,6 +27,7 @@ TITLES = {
     "step": "One inner iteration of null-text optimization",
     "edit": "An edit of one prompt, ten steps, default windows, without decoding",
     "inversion": "An inversion, time an image",
+    "community": "An inversion by diffusers' community pipeline, and by this project",
     "load": "Loading a checkpoint",
     "compile": "The compiled inner iteration",
     "kernels": "Attention at Stable Diffusion v1's shapes",

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from cases import QUICK
+from community import community
 from inversions import inversions
 from load import load
 from nti.config import SD_V1, ModelConfig
@@ -25,8 +26,9 @@ from roofline import products
 from rows import Row, write_rows
 from step import compiled, step
 
-SECTIONS = ("roofline", "step", "edit", "inversion", "load", "kernels", "compile")
-"""The last two only on CUDA: a CPU compiles for minutes, and interprets kernels."""
+SECTIONS = ("roofline", "step", "edit", "inversion", "load", "community", "kernels", "compile")
+"""The last three run by default only where they can: `community` needs its file, `kernels` needs
+CUDA, and `compile` takes minutes on a CPU, so there it has to be named."""
 
 
 def main() -> None:
@@ -39,6 +41,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, action="append", help="pixels (default: 256 and 512)")
     parser.add_argument("--repeats", type=int)
     parser.add_argument("--dtype", default=None, choices=["float32", "float16", "bfloat16"])
+    parser.add_argument("--community", type=Path, help="the file of diffusers' NullTextPipeline")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -46,10 +49,17 @@ def main() -> None:
     config = QUICK if options.quick else SD_V1
     sides = options.side or ([128] if options.quick else [256, 512])
     repeats = options.repeats or 3
-    for section in options.sections or SECTIONS:
+    named = options.sections
+    if "community" in named and not options.community:
+        parser.error("community: needs --community FILE")
+    if "kernels" in named and device.type != "cuda":
+        parser.error("kernels: only on CUDA")
+    left_out = set() if device.type == "cuda" else {"kernels", "compile"}
+    left_out |= set() if options.community else {"community"}
+    for section in named or [each for each in SECTIONS if each not in left_out]:
         started = time.monotonic()
         name = f"quick-{section}" if options.quick else section
-        for rows in _parts(section, config, sides, repeats, dtype, device):
+        for rows in _parts(section, config, sides, repeats, dtype, device, options.community):
             for row in rows:
                 print(
                     f"{row.section:<10} {row.provider:<16} {row.case:<34} {row.dtype:<8}"
@@ -66,18 +76,20 @@ def _parts(
     repeats: int,
     dtype: torch.dtype,
     device: torch.device,
+    file: Path,
 ) -> Iterator[list[Row]]:
     """Measure a section, part by part, so that what ran is written even if the rest does not."""
     by_side = {"step": step, "edit": edits, "compile": compiled}
-    if section in ("kernels", "compile") and device.type != "cuda":
-        print(f"{section}: only on CUDA")
-    elif section in by_side:
+    steps = 50 if config is SD_V1 else 4
+    if section in by_side:
         for side in sides:
             yield by_side[section](config, side, repeats, dtype, device)
     elif section == "roofline":
         yield products(repeats, dtype, device)
     elif section == "inversion":
-        yield from inversions(repeats, 50 if config is SD_V1 else 4, device)
+        yield from inversions(repeats, steps, device)
+    elif section == "community":
+        yield from community(file, config, sides, repeats, steps, device)
     elif section == "load":
         yield from load(config, repeats, device)
     else:
