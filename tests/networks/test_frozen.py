@@ -136,10 +136,16 @@ ON_CPU: dict[str, tuple[Callable[[], nn.Module], str]] = {
 needs_onednn = pytest.mark.skipif(not is_onednn(torch.empty(1)), reason="needs oneDNN")
 
 
+@pytest.fixture
+def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers too small to be worth oneDNN take its path all the same."""
+    monkeypatch.setattr(frozen_layers, "WORTH", 0)
+
+
 @needs_onednn
 @pytest.mark.parametrize("name", ON_CPU)
 def test_float32_on_a_cpu_takes_its_own_path_to_the_same_numbers(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str, any_size: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Not a divisor of the 72 rows.
     monkeypatch.setattr(frozen_layers._FeedForward, "ROWS", 10)
@@ -160,8 +166,19 @@ def test_float32_on_a_cpu_takes_its_own_path_to_the_same_numbers(
         assert_close(found, right.float())
 
 
+@needs_onednn
+def test_work_decides_who_multiplies() -> None:
+    layer = Linear(64, 128).requires_grad_(False)
+    for rows in (1023, 1024):
+        value = layer(torch.randn(1, rows, 64).requires_grad_())
+        assert value.grad_fn is not None
+        assert (value.grad_fn.name() == "_LinearBackward") == (rows == 1024)
+
+
 @pytest.mark.parametrize("contiguous", ["input", "weight"])
-def test_a_convolution_is_a_product_for_channels_last_alone(contiguous: str) -> None:
+def test_a_convolution_is_a_product_for_channels_last_alone(
+    contiguous: str, any_size: None
+) -> None:
     layer = Conv2d(6, 70, 3, padding=1).requires_grad_(False)
     x = torch.randn(1, 6, 8, 8, generator=torch.Generator().manual_seed(1))
     if contiguous == "input":
@@ -174,7 +191,9 @@ def test_a_convolution_is_a_product_for_channels_last_alone(contiguous: str) -> 
 
 @needs_onednn
 @pytest.mark.parametrize("name", ["norm.weight", "inside.proj_in.bias", "inside.proj_out.weight"])
-def test_a_feed_forward_of_which_a_part_learns_gives_it_its_gradient(name: str) -> None:
+def test_a_feed_forward_of_which_a_part_learns_gives_it_its_gradient(
+    name: str, any_size: None
+) -> None:
     layer = FeedForward().requires_grad_(False)
     parameter = layer.get_parameter(name).requires_grad_()
     layer(torch.randn(1, 6, 4, 4)).square().sum().backward()
@@ -182,7 +201,7 @@ def test_a_feed_forward_of_which_a_part_learns_gives_it_its_gradient(name: str) 
 
 
 @needs_onednn
-def test_a_graph_that_is_compiled_holds_pytorchs_layers() -> None:
+def test_a_graph_that_is_compiled_holds_pytorchs_layers(any_size: None) -> None:
     targets: list[str] = []
 
     def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
@@ -199,7 +218,7 @@ def test_a_graph_that_is_compiled_holds_pytorchs_layers() -> None:
 
 
 @needs_onednn
-def test_a_feed_forward_keeps_its_input_alone() -> None:
+def test_a_feed_forward_keeps_its_input_alone(any_size: None) -> None:
     layer = FeedForward().requires_grad_(False)
     weights = {p.data_ptr() for p in layer.parameters()}
     x = torch.randn(1, 6, 8, 8).requires_grad_()
