@@ -6,7 +6,6 @@ Nothing heavy is imported before a command runs, so `nti --help` answers at once
 import argparse
 import dataclasses
 import logging
-import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,12 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from nti import __version__
+from nti.option_values import parse_assignment, parse_cross_window, parse_size, parse_window
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from nti.editing.controls import CrossWindow, Window
-    from nti.inversion.invert import Size
     from nti.inversion.record import Inversion
     from nti.model import StableDiffusion
 
@@ -296,7 +294,7 @@ def _invert(options: argparse.Namespace) -> None:
         _load(options),
         options.image,
         options.prompt,
-        size=_size(options.size),
+        size=parse_size(options.size),
         fit=options.fit,
         steps=50 if options.steps is None else options.steps,
         guidance_scale=options.guidance,
@@ -332,11 +330,11 @@ def _edit(options: argparse.Namespace) -> None:
         inversion,
         options.prompt,
         mode=options.mode,
-        cross_replace=_cross_window(options.cross or ["0.8"]),
-        self_replace=_window(options.self_replace, "--self"),
+        cross_replace=parse_cross_window(options.cross or ["0.8"]),
+        self_replace=parse_window(options.self_replace, "--self"),
         blend=(source, edited) if separator else (options.blend or None),
         subtract=options.subtract,
-        reweight=dict(_assignment(r, "--reweight") for r in options.reweight) or None,
+        reweight=dict(parse_assignment(r, "--reweight") for r in options.reweight) or None,
         replay=not options.no_replay,
         guidance_scale=options.guidance,
         progress=True,
@@ -372,48 +370,3 @@ def _inspect(options: argparse.Namespace) -> None:
     from nti.inspection import describe_file
 
     print(describe_file(options.file))
-
-
-def _number(text: str, option: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{option}: got {text!r}, expected a number") from None
-
-
-def _size(text: str | None) -> "Size | None":
-    """`512`, `768x512` or `native`."""
-    if text is None:
-        return None
-    if text == "native":
-        return "native"
-    if not re.fullmatch(r"\d+(x\d+)?", text):
-        raise ValueError(f"--size: got {text!r}, expected pixels, WIDTHxHEIGHT or native")
-    width, _, height = text.partition("x")
-    return (int(width), int(height or width))
-
-
-def _window(text: str, option: str) -> "Window":
-    """`0.8` or `0.1:0.8`."""
-    start, separator, end = text.partition(":")
-    return (_number(start, option), _number(end, option)) if separator else _number(text, option)
-
-
-def _cross_window(values: Sequence[str]) -> "CrossWindow":
-    """One window for all words, or `word=window`, any number of them."""
-    words: dict[str, Window] = {}
-    default: Window = 0.8
-    for value in values:
-        word, separator, window = value.rpartition("=")
-        if separator:
-            words[word] = _window(window, "--cross")
-        else:
-            default = _window(value, "--cross")
-    return {"default_": default, **words} if words else default
-
-
-def _assignment(text: str, option: str) -> tuple[str, float]:
-    word, separator, value = text.rpartition("=")
-    if not separator or not word:
-        raise ValueError(f"{option}: got {text!r}, expected WORD=NUMBER, e.g. tiger=2")
-    return word, _number(value, option)

@@ -2,10 +2,9 @@
 
 No reading looks at the diffusion model or its caption: only at pixels. An edit may move an object a
 little, which the PSNRs count and the readings do not: shape and pattern are read where it stands.
-`--train` trains the classifier and writes its weights next to this file.
+Run as a program, it prints how accurate the readings are on held-out renders.
 """
 
-import argparse
 import functools
 import json
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from scene import (
@@ -31,17 +30,24 @@ from scene import (
 )
 
 __all__ = [
+    "CROP",
     "NONE",
+    "WEIGHTS",
     "AttributeClassifier",
+    "Pixels",
     "accuracy",
+    "blurred",
     "crop",
+    "cut",
     "erased",
     "load_classifier",
+    "place",
     "psnr",
     "read_background",
     "read_colour",
     "read_pattern",
     "read_shape",
+    "to_tensor",
     "untouched_psnr",
 ]
 
@@ -52,8 +58,8 @@ NONE = "none"
 
 WEIGHTS = Path(__file__).with_name("attributes.safetensors")
 
-TRAINING_SEED, HELD_OUT_SEED = 3_000_000, 4_000_000
-"""Where the classifier's scenes start; the diffusion model's lie below."""
+HELD_OUT_SEED = 4_000_000
+"""Where the scenes of `accuracy` start; those that models are trained on lie below."""
 
 CROP = 64
 """Side of what the classifier sees, in its pixels."""
@@ -162,7 +168,7 @@ def crop(pixels: Pixels, scene: Scene, index: int) -> Pixels:
     `scene` tells roughly where to look, and how large the object is.
     """
     _check(pixels)
-    return _cut(pixels, *_located(pixels, scene, index), _place(scene, index)[2])
+    return cut(pixels, *_located(pixels, scene, index), place(scene, index)[2])
 
 
 def _located(pixels: Pixels, scene: Scene, index: int) -> tuple[float, float]:
@@ -170,7 +176,7 @@ def _located(pixels: Pixels, scene: Scene, index: int) -> tuple[float, float]:
 
     Its true place where nothing does.
     """
-    places = [_place(scene, i) for i in range(len(scene.objects))]
+    places = [place(scene, i) for i in range(len(scene.objects))]
     y, x = np.indices((SIZE, SIZE)) + 0.5
     free = np.logical_and.reduce([np.hypot(x - px, y - py) > half for px, py, half in places])
     # Every background is a vertical gradient: fitted where no object is, twice more without what
@@ -187,7 +193,7 @@ def _located(pixels: Pixels, scene: Scene, index: int) -> tuple[float, float]:
     return float(x[found].mean()), float(y[found].mean())
 
 
-def _place(scene: Scene, index: int) -> tuple[float, float, float]:
+def place(scene: Scene, index: int) -> tuple[float, float, float]:
     """Centre x, y of an object's crop and half its side, in pixels."""
     # A circle's mask tells centre and radius, which depend on the seed but not on the shape.
     disc = object_mask(scene.with_object(index, shape="circle"), index)
@@ -195,7 +201,8 @@ def _place(scene: Scene, index: int) -> tuple[float, float, float]:
     return x, y, REACH * float(np.sqrt(disc.sum() / np.pi)) / 0.98
 
 
-def _cut(pixels: Pixels, x: float, y: float, half: float) -> Pixels:
+def cut(pixels: Pixels, x: float, y: float, half: float) -> Pixels:
+    """Cut out the square of 2 half pixels around (x, y), resized to (CROP, CROP, 3)."""
     margin = SIZE // 4
     wide = np.pad(pixels, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
     box = (x - half + margin, y - half + margin, x + half + margin, y + half + margin)
@@ -234,17 +241,17 @@ def load_classifier(path: Path = WEIGHTS) -> AttributeClassifier:
 
 def read_shape(pixels: Pixels, scene: Scene, index: int) -> str:
     """Return the shape of an object in (SIZE, SIZE, 3) uint8 pixels, or `NONE`."""
-    logits, _ = load_classifier()(_to_tensor(crop(pixels, scene, index)[None]))
+    logits, _ = load_classifier()(to_tensor(crop(pixels, scene, index)[None]))
     return (*SHAPES, NONE)[int(logits.argmax())]
 
 
 def read_pattern(pixels: Pixels, scene: Scene, index: int) -> str:
     """Return an object's pattern; it says nothing where `read_shape` is `NONE`."""
-    _, logits = load_classifier()(_to_tensor(crop(pixels, scene, index)[None]))
+    _, logits = load_classifier()(to_tensor(crop(pixels, scene, index)[None]))
     return PATTERNS[int(logits.argmax())]
 
 
-def _to_tensor(images: Pixels) -> Tensor:
+def to_tensor(images: Pixels) -> Tensor:
     """(B, H, W, C) uint8 -> (B, C, H, W) float32 in [0, 1]."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
 
@@ -272,10 +279,10 @@ def accuracy(count: int = 300) -> dict[str, float]:
             ("blurred", 1.0, (0, 0)),
             ("moved", 1.0, shift),
         ):
-            pixels = _shifted(_blurred(render(scene), sigma), dx, dy)
+            pixels = _shifted(blurred(render(scene), sigma), dx, dy)
             marks = {}
             for index, thing in enumerate(scene.objects):
-                gone = _shifted(_blurred(erased(scene, index), sigma), dx, dy)
+                gone = _shifted(blurred(erased(scene, index), sigma), dx, dy)
                 marks["shape"] = read_shape(pixels, scene, index) == thing.shape
                 marks["pattern"] = read_pattern(pixels, scene, index) == thing.pattern
                 marks["absent"] = read_shape(gone, scene, index) == NONE
@@ -293,111 +300,10 @@ def _shifted(pixels: Pixels, dx: int, dy: int) -> Pixels:
     return wide[MOVED - dy : MOVED - dy + SIZE, MOVED - dx : MOVED - dx + SIZE].copy()
 
 
-def _blurred(pixels: Pixels, sigma: float) -> Pixels:
+def blurred(pixels: Pixels, sigma: float) -> Pixels:
+    """Blur an image (H, W, 3) by a Gaussian of `sigma` pixels."""
     return np.array(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(sigma)))
 
 
-_Example = tuple[Pixels, Pixels, Pixels, int, int]
-"""Crops of a scene, its background and its covers (one object's, all objects'); shape, pattern."""
-
-
-def _examples(scenes: int) -> list[_Example]:
-    """Render training scenes; each crop is a little off its place, as an edited object may be."""
-    examples: list[_Example] = []
-    rng = np.random.default_rng(TRAINING_SEED)
-    for seed in range(TRAINING_SEED, TRAINING_SEED + scenes):
-        scene = random_scene(seed)
-        pixels, ground = render(scene), render(Scene((), scene.background, seed))
-        covers = [object_mask(scene, i) for i in range(len(scene.objects))]
-        for index, thing in enumerate(scene.objects):
-            x, y, half = _place(scene, index)
-            dx, dy, growth = rng.normal(0, (2.5, 2.5, 0.05))
-            place = (x + dx, y + dy, half * (1 + growth))
-            cover = np.stack([covers[index], np.maximum.reduce(covers), covers[index]], axis=2)
-            layers = (pixels, ground, (255 * cover).astype(np.uint8))
-            image, behind, masks = (_cut(layer, *place) for layer in layers)
-            labels = SHAPES.index(thing.shape), PATTERNS.index(thing.pattern)
-            examples.append((image, behind, masks, *labels))
-    return examples
-
-
-def _sample(examples: list[_Example], rng: np.random.Generator) -> tuple[Pixels, int, int]:
-    """Draw a crop, its shape and its pattern (-100 where there is no object).
-
-    A sixth shows nothing, torn pieces of a shape, or two shapes half through each other.
-    """
-    (image, _, masks, shape, pattern), (other, ground, _, other_shape, _) = (
-        examples[i] for i in rng.integers(len(examples), size=2)
-    )
-    kind = rng.choice(["whole", "blank", "torn", "mixed"], p=[0.83, 0.06, 0.05, 0.06])
-    if kind in ("blank", "torn") or rng.random() < 0.6:
-        noise = Image.fromarray(rng.normal(size=(4, 4)).astype(np.float32))
-        waves = np.asarray(noise.resize((CROP, CROP), Image.Resampling.BICUBIC))
-        eaten = {"blank": True, "torn": waves > 0}.get(kind, False)
-        own, every = masks[..., 0] / 255.0, masks[..., 1] / 255.0
-        keep = np.clip(every - own * eaten, 0, 1)[..., None]
-        image = (ground + keep * (image - ground.astype(np.float32))).astype(np.uint8)
-    if kind == "mixed" and shape != other_shape:
-        share = rng.uniform(0.4, 0.6)
-        image = ((1 - share) * image + share * other).astype(np.uint8)
-    elif kind not in ("blank", "torn"):
-        return _augmented(image, rng), shape, pattern
-    return _augmented(image, rng), len(SHAPES), -100
-
-
-def _augmented(image: Pixels, rng: np.random.Generator) -> Pixels:
-    """Turn the hue, mirror, blur, tint, add noise, so that colour and sharpness tell nothing."""
-    hsv = np.array(Image.fromarray(image).convert("HSV"))[:, :: rng.choice([-1, 1])]
-    hsv[..., 0] += rng.integers(256, dtype=np.uint8)  # wraps around, as hue does
-    turned = np.asarray(Image.fromarray(np.ascontiguousarray(hsv), "HSV").convert("RGB"))
-    soft = _blurred(turned, rng.uniform(0, 1.4))
-    tinted = soft * rng.normal(1, 0.08, size=3) + rng.normal(0, 8, size=3)
-    noisy = tinted + rng.uniform(0, 10) * rng.normal(size=soft.shape)
-    return np.clip(noisy, 0, 255).astype(np.uint8)
-
-
-def train(scenes: int, steps: int, seed: int) -> None:
-    """Train the classifier and write it to `WEIGHTS`, its held-out accuracy in the metadata."""
-    examples = _examples(scenes)
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    classifier = AttributeClassifier()
-    optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps)
-    for step in range(1, steps + 1):
-        images, *labels = zip(*(_sample(examples, rng) for _ in range(64)), strict=True)
-        logits = classifier(_to_tensor(np.stack(images)))
-        losses = [
-            F.cross_entropy(guess, torch.tensor(label), label_smoothing=0.02)
-            for guess, label in zip(logits, labels, strict=True)
-        ]
-        loss = torch.stack(losses).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 0:
-            print(f"step {step}/{steps} loss {loss.item():.4f}", flush=True)
-    state = classifier.state_dict()
-    weights = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
-    save_file(weights, WEIGHTS)
-    load_classifier.cache_clear()
-    measured = json.dumps({k: round(v, 4) for k, v in accuracy().items()})
-    settings = {"scenes": str(scenes), "steps": str(steps), "seed": str(seed)}
-    save_file(weights, WEIGHTS, metadata={**settings, "accuracy": measured})
-    print(measured)
-
-
-def main() -> None:
-    """Train the classifier, or print how accurate the readings are on held-out renders."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--train", action="store_true")
-    torch.set_num_threads(1)
-    if parser.parse_args().train:
-        train(scenes=2000, steps=800, seed=0)
-    else:
-        print(json.dumps(accuracy(), indent=1))
-
-
 if __name__ == "__main__":
-    main()
+    print(json.dumps(accuracy(), indent=1))
