@@ -1,13 +1,15 @@
-"""Section `community`: an inversion against diffusers' community pipeline, `NullTextPipeline`.
+"""Section `community`: null-text inversion by diffusers' community pipeline, `NullTextPipeline`.
 
 The pipeline is no part of diffusers' package: `--community` names its file,
-`examples/community/pipeline_null_text_inversion.py` of diffusers' repository. It runs as it comes,
-its weights trainable, on the weights of our UNet; image and caption are encoded by our networks on
-both sides. Both invert a sample image with the embedded model, and an image at Stable Diffusion
-v1's size, on random weights, through one timestep of ten inner iterations.
+`examples/community/pipeline_null_text_inversion.py` of diffusers' repository. It runs on our UNet's
+weights, which it leaves trainable, and our networks encode image and caption for both sides. Both
+invert a sample image with the embedded model, and, at Stable Diffusion v1's size on random weights,
+go through one timestep of ten inner iterations: encoding, one step of DDIM inversion, the
+iterations and one guided step.
 """
 
 import contextlib
+import gc
 import io
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -31,35 +33,52 @@ from peers import diffusers_unet
 from rows import Row, make_row
 from timing import interleaved
 
-__all__ = ["community"]
+__all__ = ["Pipeline", "community", "pipeline_class"]
 
 PROVIDER = "NullTextPipeline"
 W, INNER_STEPS, THRESHOLD = 7.5, 10, 1e-5
 """What the pipeline fixes, and the published early stop."""
 
+Pipeline = Callable[..., Any]
+"""The pipeline's class."""
+
+
+def pipeline_class(file: Path) -> Pipeline:
+    """Return the pipeline that a file defines; ValueError where it defines none."""
+    spec = util.spec_from_file_location(file.stem, file)
+    if not file.is_file() or spec is None or spec.loader is None:
+        raise ValueError(f"--community: got {file}, expected diffusers' {PROVIDER}, a Python file")
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, PROVIDER):
+        raise ValueError(f"--community: got {file}, expected a file that defines {PROVIDER}")
+
+    class Encoded(getattr(module, PROVIDER)):  # type: ignore[misc]
+        """The pipeline, for which our networks encode image and caption."""
+
+        def image2latent(self, image: str) -> Tensor:
+            pixels = load_image(image, self.encoders.config.image_size)
+            return self.encoders.encode_image(pixels)
+
+        def get_context(self, prompt: str) -> Tensor:
+            return self.encoders.encode_text(["", prompt])
+
+    return Encoded
+
 
 class Community:
     """The pipeline on a model's weights."""
 
-    def __init__(self, file: Path, model: StableDiffusion) -> None:
-        """`file` is the pipeline's. Raises ValueError where it holds none."""
+    def __init__(self, pipeline: Pipeline, model: StableDiffusion) -> None:
         self.model = model
-        self.pipeline = _pipeline_class(file)(
+        self.pipeline = pipeline(
             vae=None, text_encoder=None, tokenizer=None, safety_checker=None,
             feature_extractor=None, requires_safety_checker=False,
             # As `from_pretrained` leaves them, and the pipeline does not change it.
             unet=diffusers_unet(model.unet).requires_grad_(True),
             scheduler=_scheduler(model.config.schedule),
         )  # fmt: skip
-        self.pipeline.image2latent = self._latent
-        self.pipeline.get_context = self._context
-
-    def _latent(self, image: str) -> Tensor:
-        size = self.model.config.image_size
-        return self.model.encode_image(load_image(image, size))
-
-    def _context(self, prompt: str) -> Tensor:
-        return self.model.encode_text(["", prompt])
+        self.pipeline.encoders = model
 
     def invert(self, image: Path, prompt: str, steps: int, threshold: float) -> tuple[Tensor, ...]:
         """Return z_T (1, 4, h, w) and the null embeddings (T, 1, 77, C)."""
@@ -71,18 +90,6 @@ class Community:
                 str(copy), prompt, INNER_STEPS, threshold, steps
             )
         return found
-
-
-def _pipeline_class(file: Path) -> Callable[..., Any]:
-    spec = util.spec_from_file_location(file.stem, file)
-    if spec is None or spec.loader is None or not file.is_file():
-        raise ValueError(f"--community: got {file}, expected diffusers' {PROVIDER}, a Python file")
-    module = util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, PROVIDER):
-        raise ValueError(f"--community: got {file}, expected a file that defines {PROVIDER}")
-    found: Callable[..., Any] = getattr(module, PROVIDER)
-    return found
 
 
 def _scheduler(config: ScheduleConfig) -> DDIMScheduler:
@@ -98,34 +105,26 @@ def _scheduler(config: ScheduleConfig) -> DDIMScheduler:
 
 
 def community(
-    file: Path,
+    pipeline: Pipeline,
     config: ModelConfig,
     sides: Sequence[int],
     repeats: int,
     steps: int,
     device: torch.device,
 ) -> Iterator[list[Row]]:
-    """Time both pipelines, in float32."""
+    """Time both, in float32; RuntimeError where their embeddings differ."""
     model = load_model(device=device, dtype=torch.float32)
-    rows, records = _both(Community(file, model), "embedded model", repeats, steps, THRESHOLD)
-    yield [
-        replace(row, quality=round(psnr_from_pivot(model, record), 2), unit="dB from the pivot")
-        for row, record in zip(rows, records, strict=True)
-    ]
+    case = f"embedded model, {steps} steps"
+    yield _both(Community(pipeline, model), case, repeats, steps, THRESHOLD)
     for side in sides:
-        sized = replace(config, image_size=side)
-        random = random_model(sized, torch.float32, device, whole=True)
-        # No loss is negative: all iterations are made.
-        rows, records = _both(
-            Community(file, random), f"{config.unet.channels} channels", repeats, 1, -1.0
-        )
-        yield rows
+        gc.collect()  # the pipeline before this one, with a gradient for every weight
+        model = random_model(replace(config, image_size=side), torch.float32, device, whole=True)
+        case = f"{config.unet.channels} channels, {side} px, one timestep"
+        # No loss is below zero: every iteration is made.
+        yield _both(Community(pipeline, model), case, repeats, 1, -1.0)
 
 
-def _both(
-    community: Community, name: str, repeats: int, steps: int, threshold: float
-) -> tuple[list[Row], list[Inversion]]:
-    """Invert a sample image; return a row and a record each. RuntimeError where they differ."""
+def _both(community: Community, case: str, repeats: int, steps: int, threshold: float) -> list[Row]:
     model = community.model
     sample, prompt = next(iter(sample_captions().items()))
     image = sample_image(sample)
@@ -144,20 +143,22 @@ def _both(
     times = interleaved({PROVIDER: theirs, "nti": ours}, repeats, warmup=0)
     record: Inversion = last["nti"]
     z_T, uncond = (x.cpu() for x in last[PROVIDER])
-    their_record = replace(record, uncond=uncond[:, 0], pivot=torch.cat([z_T, record.pivot[1:]]))
     moved = record.uncond - model.encode_text([""]).cpu()
-    error = float((their_record.uncond - record.uncond).norm() / moved.norm())
+    error = float((uncond[:, 0] - record.uncond).norm() / moved.norm())
     if error > 1e-2:
         raise RuntimeError(
             f"community: the embeddings differ by {error:.1e} of the way that they went"
         )
-    case = f"{name}, {model.config.image_size} px, {steps} steps of {INNER_STEPS} iterations"
-    rows = [
+    records = {
+        PROVIDER: replace(record, uncond=uncond[:, 0], pivot=torch.cat([z_T, record.pivot[1:]])),
+        "nti": record,
+    }
+    real = threshold > 0  # of random weights no picture comes
+    return [
         make_row(
-            "community", provider, case, dtype=model.dtype, milliseconds=milliseconds,
-            quality=error if provider == "nti" else 0.0,
-            unit="between the embeddings, of how far they moved" if provider == "nti" else "",
+            "community", provider, case, dtype=model.dtype, milliseconds=times[provider],
+            quality=psnr_from_pivot(model, records[provider]) if real else error,
+            unit="dB from the decoded pivot" if real else "between the embeddings' changes",
         )
-        for provider, milliseconds in times.items()
+        for provider in times
     ]  # fmt: skip
-    return rows, [their_record, record]

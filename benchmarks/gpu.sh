@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can tell, in under nine minutes: the kernels' tests on the device, then
-# every section. Installs nothing and needs no network, but an environment with the extra `dev`; the
-# CSV files go to the folder given.
+# every section but `community`. Installs nothing and needs no network, but an environment with the
+# extra `dev`; the CSV files go to the folder given.
 #
 #     benchmarks/gpu.sh OUT
 set -euo pipefail

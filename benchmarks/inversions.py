@@ -9,35 +9,47 @@ from collections.abc import Iterator
 from statistics import mean
 
 import torch
-from torch import Tensor
+from PIL.Image import Image
 
 from cases import random_model
 from nti import Inversion, compile_model, invert, load_model, reconstruct
 from nti.config import SD_V1
-from nti.demo import sample_captions, sample_image
-from nti.image import load_image
+from nti.demo import psnr, sample_captions, sample_image
+from nti.image import load_image, to_pil
 from nti.model import StableDiffusion
+from roofline import inversion_tflop
 from rows import Row, make_row
 from timing import interleaved, own_peak_mib
 
 __all__ = ["inversions", "psnr_from_pivot"]
 
 
-def inversions(repeats: int, steps: int, device: torch.device) -> Iterator[list[Row]]:
-    """Invert batches of the package's sample images."""
+def inversions(
+    repeats: int, steps: int, dtype: torch.dtype, device: torch.device
+) -> Iterator[list[Row]]:
+    """Invert batches of the package's sample images, in float32 and in `dtype`."""
     if device.type == "cuda":
         model = random_model(SD_V1, torch.float16, device, whole=True)
         graphs = compile_model(model, backend="cuda-graph")
         for batch in (1, 4):
-            yield _by_batch(graphs, "Stable Diffusion v1, 512 px", (batch,), 1, steps)
-    for dtype in [torch.float32] if device.type == "cpu" else [torch.float32, torch.float16]:
-        model = load_model(device=device, dtype=dtype)
-        yield _by_batch(model, "embedded model", (1, 2, 6), repeats, steps)
+            yield _by_batch(graphs, "Stable Diffusion v1, 512 px", (batch,), 1, steps)[0]
+    exact = None
+    for each in dict.fromkeys((torch.float32, dtype)):
+        model = load_model(device=device, dtype=each)
+        rows, image = _by_batch(model, "embedded model", (1, 2, 6), repeats, steps, exact)
+        exact = exact or image
+        yield rows
 
 
 def _by_batch(
-    model: StableDiffusion, name: str, batches: tuple[int, ...], repeats: int, steps: int
-) -> list[Row]:
+    model: StableDiffusion,
+    name: str,
+    batches: tuple[int, ...],
+    repeats: int,
+    steps: int,
+    exact: Image | None = None,
+) -> tuple[list[Row], Image]:
+    """Return the rows, and the first image's reconstruction, which `exact` is in float32."""
     captions = list(sample_captions().items())
     made: dict[int, list[Inversion]] = {}
 
@@ -53,24 +65,28 @@ def _by_batch(
     peak = own_peak_mib() if warmup and len(batches) == 1 else 0.0
     rows = []
     for batch in batches:
+        first = made[batch][0]
+        if exact is None:
+            quality, unit = psnr_from_pivot(model, first), "dB from the decoded pivot"
+        else:
+            quality, unit = _psnr(exact, reconstruct(model, first)), "dB from float32's image"
+        iterations = mean(int((~record.losses.isnan()).sum()) for record in made[batch])
         rows.append(
             make_row(
                 "inversion", "nti", f"{name}, batch {batch}, {steps} steps", dtype=model.dtype,
                 milliseconds=[t / batch for t in times[str(batch)]], peak_mib=peak,
-                quality=mean(psnr_from_pivot(model, record) for record in made[batch][:1]),
-                unit="dB from the decoded pivot, first image",
+                quality=quality, unit=f"{unit}, first image",
+                tflop=inversion_tflop(model.config, model.config.image_size, steps, iterations),
             )
         )  # fmt: skip
-    return rows
+    return rows, reconstruct(model, made[batches[0]][0])
 
 
 def psnr_from_pivot(model: StableDiffusion, record: Inversion) -> float:
-    """Return the reconstruction's PSNR against the decoded z_0, in pixels of peak 255."""
+    """Return the reconstruction's PSNR against the decoded z_0, in dB of 8-bit pixels."""
     bound = model.decode_latent(record.pivot[-1:].to(model.device))
-    again = load_image(reconstruct(model, record), bound.shape[-1]).to(bound)
-    error = (_rounded(bound) - _rounded(again)).square().mean()
-    return float(10 * torch.log10(255.0**2 / error.clamp_min(1e-12)))
+    return _psnr(to_pil(bound)[0], reconstruct(model, record))
 
 
-def _rounded(image: Tensor) -> Tensor:
-    return ((image + 1) * 127.5).round()
+def _psnr(a: Image, b: Image) -> float:
+    return psnr(load_image(a, a.width), load_image(b, b.width))

@@ -14,12 +14,15 @@ from nti.editing.alignment import align
 from nti.inversion.record import Inversion
 from nti.model import StableDiffusion
 from peers import PublishedBatch, diffusers_unet
+from roofline import forward_tflop
 from rows import Row, make_row
 from timing import interleaved
 
 __all__ = ["edits"]
 
 STEPS, W = 10, 7.5
+CROSS, SELF = int(0.8 * (STEPS + 1)), int(0.5 * STEPS)
+"""Steps of the default windows."""
 SOURCE, EDITED = "a cat sitting next to a mirror", "a tiger sitting next to a mirror"
 
 
@@ -49,8 +52,8 @@ class Published:
         latents = self.inversion.latents[:1].to(model.device).repeat(2, 1, 1, 1)
         with self.batch.installed():
             for i, timestep in enumerate(schedule.timesteps):
-                self.batch.mix = mix if i < int(0.8 * (STEPS + 1)) else None
-                self.batch.inject = i < int(0.5 * STEPS)
+                self.batch.mix = mix if i < CROSS else None
+                self.batch.inject = i < SELF
                 uncond = self.inversion.uncond[i].to(model.device).expand(2, -1, -1)
                 context = torch.cat([uncond, cond])
                 latents = self.batch.step(latents, timestep, context, schedule.coefficients(i), W)
@@ -80,11 +83,14 @@ def edits(
         warmup=0,
     )
     case = f"{config.unet.channels} channels, {side} px, {STEPS} steps"
+    # The edit's two rows, and the source's while its attention is needed.
+    tflop = (2 * STEPS + max(CROSS, SELF)) * forward_tflop(config, side)
     unit = "from the published batch, without replay"
     return [
         make_row(
             "edit", name, case, dtype=dtype, milliseconds=each,
             quality=error if name == "nti" else 0.0, unit=unit if name == "nti" else "",
+            tflop=tflop,
         )
         for name, each in times.items()
     ]  # fmt: skip

@@ -30,6 +30,7 @@ TITLES = {
     "community": "An inversion by diffusers' community pipeline, and by this project",
     "load": "Loading a checkpoint",
     "compile": "The compiled inner iteration",
+    "layers": "Choices of the CPU path, layer by layer",
     "kernels": "Attention at Stable Diffusion v1's shapes",
 }
 

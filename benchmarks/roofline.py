@@ -20,7 +20,13 @@ from peers import empty_unet
 from rows import Row, make_row
 from timing import interleaved
 
-__all__ = ["begun_tflop", "iteration_tflop", "products"]
+__all__ = [
+    "begun_tflop",
+    "forward_tflop",
+    "inversion_tflop",
+    "iteration_tflop",
+    "products",
+]
 
 
 def products(repeats: int, dtype: torch.dtype, device: torch.device) -> list[Row]:
@@ -38,6 +44,24 @@ def products(repeats: int, dtype: torch.dtype, device: torch.device) -> list[Row
         )
         for name, times in interleaved(calls, max(repeats, 5)).items()
     ]  # fmt: skip
+
+
+def forward_tflop(config: ModelConfig, side: int) -> float:
+    """Of a forward pass of one row; see `iteration_tflop`."""
+    unet = empty_unet(config.unet)
+    with torch.device("meta"), _counted() as counter, torch.no_grad():
+        latent, timestep, context = _inputs(config, side)
+        unet(latent, timestep, encoder_hidden_states=context)
+    return counter.get_total_flops() / 1e12
+
+
+def inversion_tflop(config: ModelConfig, side: int, steps: int, iterations: float) -> float:
+    """Of DDIM inversion and null-text optimization of an image, encoding left out."""
+    forward, begun = forward_tflop(config, side), begun_tflop(config, side)
+    # A timestep: the pivot's noise; then the conditional and the last unconditional noise, begun
+    # together with its iterations.
+    rest = iteration_tflop(config, side) - begun
+    return steps * (3 * forward - begun) + iterations * rest
 
 
 def iteration_tflop(config: ModelConfig, side: int) -> float:

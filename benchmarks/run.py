@@ -1,8 +1,8 @@
 """All figures of a machine: rows of CSV files, from which `report.py` makes tables and a plot.
 
-    python benchmarks/run.py                     every section at Stable Diffusion v1's size
+    python benchmarks/run.py                     what runs here, at Stable Diffusion v1's size
     python benchmarks/run.py step --side 256     one section, one size
-    python benchmarks/run.py --quick             every section at a fifth of the width, in minutes
+    python benchmarks/run.py --quick             the same at a fifth of the width, in minutes
 
 On the GPU where there is one; `CUDA_VISIBLE_DEVICES=` hides it. Peers run in the same process on
 the same weights, in turns; memory is measured in a process a provider. In float32 no row is written
@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 
 from cases import QUICK
-from community import community
+from community import Pipeline, community, pipeline_class
 from inversions import inversions
+from layers import layers
 from load import load
 from nti.config import SD_V1, ModelConfig
 from p2p import edits
@@ -26,9 +27,11 @@ from roofline import products
 from rows import Row, write_rows
 from step import compiled, step
 
-SECTIONS = ("roofline", "step", "edit", "inversion", "load", "community", "kernels", "compile")
-"""The last three run by default only where they can: `community` needs its file, `kernels` needs
-CUDA, and `compile` takes minutes on a CPU, so there it has to be named."""
+SECTIONS = (
+    "roofline", "layers", "step", "edit", "inversion", "load", "community", "kernels", "compile"
+)  # fmt: skip
+"""Not all run everywhere by default: `layers` is of the CPU and `kernels` of CUDA, `community`
+needs its file, and `compile` takes minutes on a CPU, so there it has to be named."""
 
 
 def main() -> None:
@@ -36,7 +39,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], help="default: all")
+    parser.add_argument(
+        "sections", nargs="*", choices=[*SECTIONS, []], help="default: all that run here"
+    )
     parser.add_argument("--quick", action="store_true", help="a narrow model, few repeats")
     parser.add_argument("--side", type=int, action="append", help="pixels (default: 256 and 512)")
     parser.add_argument("--repeats", type=int)
@@ -50,16 +55,22 @@ def main() -> None:
     sides = options.side or ([128] if options.quick else [256, 512])
     repeats = options.repeats or 3
     named = options.sections
-    if "community" in named and not options.community:
+    pipeline = None
+    if options.community:
+        try:
+            pipeline = pipeline_class(options.community)
+        except ValueError as error:
+            parser.error(str(error))
+    elif "community" in named:
         parser.error("community: needs --community FILE")
     if "kernels" in named and device.type != "cuda":
         parser.error("kernels: only on CUDA")
-    left_out = set() if device.type == "cuda" else {"kernels", "compile"}
-    left_out |= set() if options.community else {"community"}
+    left_out = {"layers"} if device.type == "cuda" else {"kernels", "compile"}
+    left_out |= set() if pipeline else {"community"}
     for section in named or [each for each in SECTIONS if each not in left_out]:
         started = time.monotonic()
         name = f"quick-{section}" if options.quick else section
-        for rows in _parts(section, config, sides, repeats, dtype, device, options.community):
+        for rows in _parts(section, config, sides, repeats, dtype, device, pipeline):
             for row in rows:
                 print(
                     f"{row.section:<10} {row.provider:<16} {row.case:<34} {row.dtype:<8}"
@@ -76,7 +87,7 @@ def _parts(
     repeats: int,
     dtype: torch.dtype,
     device: torch.device,
-    file: Path,
+    pipeline: Pipeline | None,
 ) -> Iterator[list[Row]]:
     """Measure a section, part by part, so that what ran is written even if the rest does not."""
     by_side = {"step": step, "edit": edits, "compile": compiled}
@@ -84,12 +95,14 @@ def _parts(
     if section in by_side:
         for side in sides:
             yield by_side[section](config, side, repeats, dtype, device)
+    elif section == "layers":
+        yield layers(config, repeats)
     elif section == "roofline":
         yield products(repeats, dtype, device)
     elif section == "inversion":
-        yield from inversions(repeats, steps, device)
-    elif section == "community":
-        yield from community(file, config, sides, repeats, steps, device)
+        yield from inversions(repeats, steps, dtype, device)
+    elif section == "community" and pipeline:
+        yield from community(pipeline, config, sides, repeats, steps, device)
     elif section == "load":
         yield from load(config, repeats, device)
     else:

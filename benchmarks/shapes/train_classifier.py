@@ -5,6 +5,7 @@
 Writes its weights beside `measure.py`, which reads with them.
 """
 
+import argparse
 import json
 
 import numpy as np
@@ -124,5 +125,6 @@ def train(scenes: int, steps: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=train.__doc__).parse_args()
     torch.set_num_threads(1)
     train(scenes=2000, steps=800, seed=0)
