@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from nti import Inversion, StableDiffusion, invert, load_model
+from nti.networks import frozen as frozen_layers
 from tiny import make_model
 from tolerances import MEASURED
 
@@ -47,3 +48,9 @@ def inversion(model: StableDiffusion, image: torch.Tensor) -> Inversion:
 @pytest.fixture(scope="session")
 def embedded() -> StableDiffusion:
     return load_model(device="cpu")
+
+
+@pytest.fixture
+def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers too small to be worth oneDNN take its path all the same."""
+    monkeypatch.setattr(frozen_layers, "WORTH", 0)

@@ -20,7 +20,8 @@ ROOMS = (
     ("nti.inversion",),
     ("nti.editing",),
     ("nti.inspection", "nti.demo"),
-    ("nti.option_values", "nti.cli"),
+    ("nti.option_values",),
+    ("nti.cli",),
     ("nti", "nti.__main__"),
 )
 """In the order in which data passes them; each imports from those before it, or from itself."""

@@ -45,7 +45,7 @@ def test_the_inversion_is_the_same(
 @pytest.mark.parametrize("recompute", [False, True], ids=["normal", "low"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_predicted_noise_is_differentiable_by_torch_func(
-    recompute: bool, dtype: torch.dtype
+    recompute: bool, dtype: torch.dtype, any_size: None
 ) -> None:
     model = make_model(dtype=dtype)
     model.unet.recompute = recompute
@@ -62,7 +62,9 @@ def test_predicted_noise_is_differentiable_by_torch_func(
 
 
 @pytest.mark.parametrize("memory", ["normal", "low"])
-def test_inference_mode_of_the_caller_is_no_obstacle(image: torch.Tensor, memory: str) -> None:
+def test_inference_mode_of_the_caller_is_no_obstacle(
+    image: torch.Tensor, memory: str, any_size: None
+) -> None:
     def run() -> torch.Tensor:
         model = nti.load_model(device="cpu", memory=memory)
         settings = {"steps": 2, "inner_steps": 2}

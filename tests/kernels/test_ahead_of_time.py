@@ -58,9 +58,12 @@ def measured(dtype: torch.dtype, head: int, name: str) -> Iterator[tuple[str, in
 
 
 @pytest.mark.parametrize("name", ops(torch.float16, 32, 32))
-@pytest.mark.parametrize("head", SITES, ids=lambda head: f"d{head}")
-def test_the_compiled_kernels_neither_spill_nor_overflow(head: int, name: str) -> None:
-    compiled = list(measured(torch.float16, head, name))
+@pytest.mark.parametrize("head", (32, *SITES), ids=lambda head: f"d{head}")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+def test_the_compiled_kernels_neither_spill_nor_overflow(
+    dtype: torch.dtype, head: int, name: str
+) -> None:
+    compiled = list(measured(dtype, head, name))
     assert compiled
     for kernel, capability, needs in compiled:
         print(f"{kernel} sm_{capability}: {needs}")
