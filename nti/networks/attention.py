@@ -7,7 +7,7 @@ from nti.kernels.backend import check_backend
 from nti.kernels.cfg_attention import Fold, cfg_attention, materialised
 from nti.kernels.self_attention import self_attention
 from nti.networks.control import AttentionControl
-from nti.networks.frozen import Linear
+from nti.networks.frozen import Linear, attend_to_itself, by_onednn
 
 __all__ = ["CrossAttention", "SelfAttention", "set_backend"]
 
@@ -53,9 +53,22 @@ class SelfAttention(Attention):
         self.inject = inject
 
     def forward(
-        self, x: Tensor, control: AttentionControl | None, capture: list[Tensor] | None = None
+        self,
+        x: Tensor,
+        norm: nn.LayerNorm,
+        control: AttentionControl | None,
+        capture: list[Tensor] | None = None,
     ) -> Tensor:
-        """(B, L, channels) -> the same; `capture` receives probabilities (B, heads, L, L)."""
+        """(B, L, channels) -> the same, of x after its norm; `capture` receives probabilities
+        (B, heads, L, L).
+        """
+        projections = self.to_q, self.to_k, self.to_v
+        weights = (*(layer.weight for layer in projections), norm.weight, norm.bias)
+        plain = control is None and capture is None and self.backend == "reference"
+        if plain and by_onednn(x, x.shape[:-1].numel(), *weights):
+            out: Tensor = self.to_out(attend_to_itself(x, norm, projections, self.heads))
+            return out
+        x = norm(x)
         q, k, v = self.split(self.to_q(x)), self.split(self.to_k(x)), self.split(self.to_v(x))
         rows = control.self_rows if self.inject and control is not None else None
         if capture is not None:

@@ -13,13 +13,23 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from nti.kernels.linear import columns, is_onednn, linear, scatter_columns
 from nti.vjp import vjp
 
-__all__ = ["Conv2d", "GroupNormSiLU", "Linear", "feed_forward", "geglu", "recomputed"]
+__all__ = [
+    "Conv2d",
+    "GroupNormSiLU",
+    "Linear",
+    "attend_to_itself",
+    "by_onednn",
+    "feed_forward",
+    "geglu",
+    "recomputed",
+]
 
 aten = torch.ops.aten
 
@@ -68,6 +78,70 @@ class _Linear(torch.autograd.Function):
         return linear(grads[0], weight.t()), None, None
 
 
+def attend_to_itself(
+    x: Tensor, norm: nn.LayerNorm, projections: tuple[Linear, Linear, Linear], heads: int
+) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v of norm(x)'s projections q, k, v: (B, L, heads * d) -> the same.
+
+    Where `by_onednn` holds: x, the result and a number a query are saved, and the backward pass
+    projects again.
+    """
+    weights = [layer.weight for layer in projections]
+    out: Tensor = _SelfAttention.apply(x, norm.weight, norm.bias, norm.eps, heads, *weights)[0]
+    return out
+
+
+class _SelfAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        x: Tensor, scale: Tensor, shift: Tensor, eps: float, heads: int, *weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        normed = F.layer_norm(x, scale.shape, scale, shift, eps)
+        q, k, v = (_heads(linear(normed, weight), heads) for weight in weights)
+        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+        return _tokens(out), lse
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, scale, shift, ctx.eps, ctx.heads, *weights = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, scale, shift, *output, *weights)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, shift, out, lse, *weights = ctx.saved_tensors
+        normed, mean, rstd = aten.native_layer_norm(x, scale.shape, scale, shift, ctx.eps)
+        q, k, v = (_heads(linear(normed, weight), ctx.heads) for weight in weights)
+        of_qkv = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            _heads(grads[0], ctx.heads), q, k, v, _heads(out, ctx.heads), lse, 0.0, False
+        )
+        of_normed = linear(_tokens(of_qkv[0]), weights[0].t())
+        for grad, weight in zip(of_qkv[1:], weights[1:], strict=True):
+            of_normed += linear(_tokens(grad), weight.t())
+        return _to_normed_input(of_normed, x, scale, shift, mean, rstd), *[None] * 7
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """(B, L, heads * d) -> (B, heads, L, d)."""
+    return rearrange(x, "b l (heads d) -> b heads l d", heads=heads)
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """(B, heads, L, d) -> (B, L, heads * d)."""
+    return rearrange(x, "b heads l d -> b l (heads d)")
+
+
+def _to_normed_input(
+    grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, rstd: Tensor
+) -> Tensor:
+    """Turn the gradient to a layer norm's output into that to its input x."""
+    out: Tensor = aten.native_layer_norm_backward(
+        grad, x, scale.shape, mean, rstd, scale, shift, [True, False, False]
+    )[0]
+    return out
+
+
 def feed_forward(x: Tensor, norm: nn.LayerNorm, proj_in: Linear, proj_out: Linear) -> Tensor:
     """proj_out(geglu(proj_in(norm(x)))): (..., c) -> the same shape.
 
@@ -111,11 +185,7 @@ class _FeedForward(torch.autograd.Function):
             normed, mean, rstd = aten.native_layer_norm(rows, scale.shape, scale, shift, ctx.eps)
             wide = linear(normed, w_in, b_in)
             grad = linear(_geglu_backward(linear(grad, w_out.t()), wide), w_in.t())
-            mask = [True, False, False]
-            out: Tensor = aten.native_layer_norm_backward(
-                grad, rows, scale.shape, mean, rstd, scale, shift, mask
-            )[0]
-            return out
+            return _to_normed_input(grad, rows, scale, shift, mean, rstd)
 
         return _by_rows(run, x, grads[0]), *[None] * 7
 

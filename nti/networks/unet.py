@@ -105,7 +105,7 @@ class SpatialTransformer(nn.Module):
         """X (B, c, h, w) -> tokens (B, h * w, c) after self-attention, no context seen yet."""
         found = self._collector(capture, "self")
         h: Tensor = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
-        h = h + self.self_attention(self.norm_1(h), control, found)
+        h = h + self.self_attention(h, self.norm_1, control, found)
         self._keep(capture, "self", found, x.shape[-2])
         return h
 
@@ -309,7 +309,7 @@ class Begun:
     """A forward pass up to its first look at the context: the same whatever the context is."""
 
     time: Tensor
-    """The time embedding (B, 4c)."""
+    """The time embedding after its SiLU (B, 4c)."""
     stem: Tensor
     """The input convolution's output, which is the first skip."""
     first: tuple[Tensor, Tensor | None]

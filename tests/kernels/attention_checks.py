@@ -194,7 +194,9 @@ def check_vjp_in_one_graph(device: str) -> None:
 def check_control_in_one_graph(device: str) -> None:
     """Both attention modules under control, captured once: other rows and another fold are data."""
     torch.manual_seed(0)
-    modules = torch.nn.ModuleList([SelfAttention(32, 2, True), CrossAttention(32, 24, 2, True)])
+    modules = torch.nn.ModuleList(
+        [SelfAttention(32, 2, True), CrossAttention(32, 24, 2, True), torch.nn.LayerNorm(32)]
+    )
     set_backend(modules.to(device).requires_grad_(False), "triton")
     draw = normal("graph", torch.float32, device)
     x, context = draw(3, 20, 32), draw(3, TOKENS, 24)
@@ -205,7 +207,7 @@ def check_control_in_one_graph(device: str) -> None:
         return graph.forward
 
     def run(control: AttentionControl) -> tuple[Tensor, Tensor]:
-        out, maps = modules[1](modules[0](x, control), context, control)
+        out, maps = modules[1](modules[0](x, modules[2], control), context, control)
         return out, maps
 
     compiled = torch.compile(run, fullgraph=True, backend=count)

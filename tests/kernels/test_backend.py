@@ -85,6 +85,6 @@ def test_the_backend_reaches_every_attention() -> None:
     )
     set_backend(network, "triton")
     with pytest.raises(ValueError, match="device: got 'cpu'"):
-        network[0](torch.randn(1, 4, 32), None)
+        network[0](torch.randn(1, 4, 32), torch.nn.LayerNorm(32), None)
     with pytest.raises(ValueError, match="device: got 'cpu'"):
         network[1][0](torch.randn(1, 4, 32), torch.randn(1, 77, 24), None)

@@ -1,5 +1,6 @@
 """Layers that keep less for the backward pass: the same numbers as PyTorch's own."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,8 @@ from nti.kernels.linear import is_onednn
 from torch import Tensor, nn
 
 from nti.networks import frozen as frozen_layers
+from nti.networks.attention import SelfAttention, set_backend
+from nti.networks.control import AttentionControl
 from nti.networks.frozen import (
     Conv2d,
     GroupNormSiLU,
@@ -111,6 +114,18 @@ class FeedForward(nn.Module):
         return out
 
 
+class Itself(nn.Module):
+    """Self-attention of two heads among the positions of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.inside = nn.LayerNorm(6), SelfAttention(6, 2, inject=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inside(x.flatten(2).transpose(1, 2), self.norm, None)
+        return out
+
+
 class Tokens(nn.Module):
     """A linear layer on the positions of an image."""
 
@@ -124,6 +139,7 @@ class Tokens(nn.Module):
 
 ON_CPU: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "linear": (Tokens, "_Linear"),
+    "self-attention": (Itself, "_SelfAttention"),
     "feed-forward": (FeedForward, "_FeedForward"),
     "few positions": (lambda: Conv2d(6, 80, 3, padding=1), "_ColumnsConv2d"),
     "few strided positions": (lambda: Conv2d(6, 20, 3, stride=2, padding=1), "_ColumnsConv2d"),
@@ -136,10 +152,15 @@ ON_CPU: dict[str, tuple[Callable[[], nn.Module], str]] = {
 needs_onednn = pytest.mark.skipif(not is_onednn(torch.empty(1)), reason="needs oneDNN")
 
 
-@pytest.fixture
-def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layers too small to be worth oneDNN take its path all the same."""
-    monkeypatch.setattr(frozen_layers, "WORTH", 0)
+def passed(value: Tensor) -> set[str]:
+    """Return the names of the functions that a value came through."""
+    found, waiting = set(), [value.grad_fn]
+    while waiting:
+        function = waiting.pop()
+        if function is not None:
+            found.add(function.name())
+            waiting += [before for before, _ in function.next_functions]
+    return found
 
 
 @needs_onednn
@@ -158,7 +179,7 @@ def test_float32_on_a_cpu_takes_its_own_path_to_the_same_numbers(
     x = torch.randn(2, 6, 4, 9, generator=g).to(memory_format=torch.channels_last)
     y, leaf = x.double().requires_grad_(), x.requires_grad_()
     value, expected = ours(leaf), exact(y)
-    assert value.grad_fn is not None and value.grad_fn.name() == f"{path}Backward"
+    assert f"{path}Backward" in passed(value)
     assert_close(value, expected.float())
     for cotangent in (torch.randn(value.shape, generator=g), torch.ones(()).expand_as(value)):
         (found,) = torch.autograd.grad(value, leaf, cotangent, retain_graph=True)
@@ -217,18 +238,58 @@ def test_a_graph_that_is_compiled_holds_pytorchs_layers(any_size: None) -> None:
     torch._dynamo.reset()
 
 
-@needs_onednn
-def test_a_feed_forward_keeps_its_input_alone(any_size: None) -> None:
-    layer = FeedForward().requires_grad_(False)
+def held_by(layer: nn.Module, x: Tensor) -> list[int]:
+    """Bytes that the backward pass to x holds, weights aside."""
     weights = {p.data_ptr() for p in layer.parameters()}
-    x = torch.randn(1, 6, 8, 8).requires_grad_()
-    held: list[int] = []
+    held: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         if tensor.data_ptr() not in weights:
-            held.append(tensor.nbytes)
+            held[tensor.data_ptr()] = tensor.nbytes
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        layer(x)
-    assert held == [x.nbytes]
+        layer(x.requires_grad_())
+    return sorted(held.values())
+
+
+@needs_onednn
+def test_a_feed_forward_keeps_its_input_alone(any_size: None) -> None:
+    x = torch.randn(1, 6, 8, 8)
+    assert held_by(FeedForward().requires_grad_(False), x) == [x.nbytes]
+
+
+@needs_onednn
+def test_self_attention_keeps_its_input_its_result_and_a_number_a_query(any_size: None) -> None:
+    x = torch.randn(1, 6, 8, 8)
+    assert held_by(Itself().requires_grad_(False), x) == [2 * 64 * 4, x.nbytes, x.nbytes]
+
+
+@needs_onednn
+@pytest.mark.parametrize("name", ["norm.bias", "inside.to_k.weight"])
+def test_self_attention_of_which_a_part_learns_gives_it_its_gradient(
+    name: str, any_size: None
+) -> None:
+    layer = Itself().requires_grad_(False)
+    parameter = layer.get_parameter(name).requires_grad_()
+    layer(torch.randn(1, 6, 4, 4)).square().sum().backward()
+    assert parameter.grad is not None and parameter.grad.abs().sum() > 0
+
+
+@needs_onednn
+def test_self_attention_by_onednn_passes_over_no_control_capture_or_backend(
+    any_size: None,
+) -> None:
+    layer = Itself().requires_grad_(False)
+    exact = copy.deepcopy(layer).double()
+    x = torch.randn(2, 20, 6, generator=torch.Generator().manual_seed(1))
+    rows, none = torch.tensor([0, 0]), torch.empty(0)
+    control = AttentionControl(rows[:0], none, none, self_rows=rows)
+    injected = exact.inside(x.double(), exact.norm, control)
+    assert_close(layer.inside(x, layer.norm, control), injected.float())
+    maps: list[Tensor] = []
+    layer.inside(x, layer.norm, None, maps)
+    assert [each.shape for each in maps] == [(2, 2, 20, 20)]
+    set_backend(layer, "triton")
+    with pytest.raises(ValueError, match="device: got 'cpu'"):
+        layer.inside(x, layer.norm, None)
