@@ -4,8 +4,8 @@ needs.
 PyTorch saves for each of GroupNorm, SiLU and convolution its whole input, the last for a weight
 gradient that nobody asks for here. These save one tensor where those save three: what a backward
 pass can compute again in less time than the convolution beside it takes, it does, and on a CPU the
-inside of the feed-forward, too. With weights that do learn (training the embedded model) each falls
-back to PyTorch's own.
+inside of the feed-forward and the projections of self-attention, too. With weights that do learn
+(training the embedded model) each falls back to PyTorch's own.
 """
 
 from collections.abc import Callable
@@ -35,8 +35,8 @@ aten = torch.ops.aten
 
 
 WORTH = 2**23
-"""Multiply-adds from which on oneDNN, and the way to it, take less time than PyTorch's own layer:
-measured on layers of 64 to 640 channels at 16 to 1024 positions."""
+"""Multiply-adds from which on oneDNN, and the way to it, take less time than PyTorch's own layer
+(`benchmarks/results/layers.csv`)."""
 
 
 def by_onednn(x: Tensor, positions: int, weight: Tensor, *others: Tensor | None) -> bool:
