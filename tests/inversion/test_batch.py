@@ -29,6 +29,7 @@ def test_a_batch_is_what_inverting_one_by_one_gives(model: StableDiffusion) -> N
         alone = invert(model, image, prompt, threshold=threshold, **SETTINGS)
         assert_close(found.pivot, alone.pivot)
         assert_close(found.latents, alone.latents)
+        assert_close(found.uncond, alone.uncond)
         assert torch.equal(found.losses.isnan(), alone.losses.isnan())
     stops = [(~x.losses.isnan()).sum(dim=1).tolist() for x in together]
     assert stops[0] != stops[1]  # each stopped by itself
