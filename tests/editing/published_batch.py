@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import LayerNorm
 
 from nti import Inversion, StableDiffusion
 from nti.editing.alignment import Alignment
@@ -95,9 +96,13 @@ def published_edit(
     """Return all latents (T - start + 1, 1 + E, 4, h, w), the source's first."""
 
     def self_forward(
-        layer: SelfAttention, x: Tensor, control: AttentionControl | None, capture: object = None
+        layer: SelfAttention,
+        x: Tensor,
+        norm: LayerNorm,
+        control: AttentionControl | None,
+        capture: object = None,
     ) -> Tensor:
-        return controller.attend(layer, x, x, cross=False)
+        return controller.attend(layer, norm(x), norm(x), cross=False)
 
     def cross_forward(
         layer: CrossAttention,
