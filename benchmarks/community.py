@@ -23,8 +23,8 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from cases import random_model
-from inversions import psnr_from_pivot
-from nti import Inversion, invert, load_model
+from inversions import decoded_pivot, image_psnr
+from nti import Inversion, invert, load_model, reconstruct
 from nti.config import ModelConfig, ScheduleConfig
 from nti.demo import sample_captions, sample_image
 from nti.image import load_image
@@ -153,12 +153,14 @@ def _both(community: Community, case: str, repeats: int, steps: int, threshold: 
         PROVIDER: replace(record, uncond=uncond[:, 0], pivot=torch.cat([z_T, record.pivot[1:]])),
         "nti": record,
     }
-    real = threshold > 0  # of random weights no picture comes
+    quality, unit = dict.fromkeys(times, error), "between the embeddings' changes"
+    if threshold > 0:  # of random weights no picture comes
+        bound, unit = decoded_pivot(model, record), "dB from the decoded pivot"
+        quality = {name: image_psnr(bound, reconstruct(model, records[name])) for name in times}
     return [
         make_row(
             "community", provider, case, dtype=model.dtype, milliseconds=times[provider],
-            quality=psnr_from_pivot(model, records[provider]) if real else error,
-            unit="dB from the decoded pivot" if real else "between the embeddings' changes",
+            quality=quality[provider], unit=unit,
         )
         for provider in times
     ]  # fmt: skip

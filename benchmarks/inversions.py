@@ -21,7 +21,7 @@ from roofline import inversion_tflop
 from rows import Row, make_row
 from timing import interleaved, own_peak_mib
 
-__all__ = ["inversions", "psnr_from_pivot"]
+__all__ = ["decoded_pivot", "image_psnr", "inversions"]
 
 
 def inversions(
@@ -49,7 +49,7 @@ def _by_batch(
     steps: int,
     exact: Image | None = None,
 ) -> tuple[list[Row], Image]:
-    """Return the rows, and the first image's reconstruction, which `exact` is in float32."""
+    """Return the rows, and the first image as it comes back; `exact` is that image in float32."""
     captions = list(sample_captions().items())
     made: dict[int, list[Inversion]] = {}
 
@@ -63,30 +63,30 @@ def _by_batch(
         torch.cuda.reset_peak_memory_stats()
     times = interleaved({str(b): lambda b=b: run(b) for b in batches}, repeats, warmup=warmup)
     peak = own_peak_mib() if warmup and len(batches) == 1 else 0.0
-    rows = []
+    rows, images = [], []
     for batch in batches:
         first = made[batch][0]
-        if exact is None:
-            quality, unit = psnr_from_pivot(model, first), "dB from the decoded pivot"
-        else:
-            quality, unit = _psnr(exact, reconstruct(model, first)), "dB from float32's image"
+        images.append(reconstruct(model, first))
+        bound, unit = exact, "dB from float32's image"
+        if bound is None:
+            bound, unit = decoded_pivot(model, first), "dB from the decoded pivot"
         iterations = mean(int((~record.losses.isnan()).sum()) for record in made[batch])
         rows.append(
             make_row(
                 "inversion", "nti", f"{name}, batch {batch}, {steps} steps", dtype=model.dtype,
                 milliseconds=[t / batch for t in times[str(batch)]], peak_mib=peak,
-                quality=quality, unit=f"{unit}, first image",
+                quality=image_psnr(bound, images[-1]), unit=f"{unit}, first image",
                 tflop=inversion_tflop(model.config, model.config.image_size, steps, iterations),
             )
         )  # fmt: skip
-    return rows, reconstruct(model, made[batches[0]][0])
+    return rows, images[0]
 
 
-def psnr_from_pivot(model: StableDiffusion, record: Inversion) -> float:
-    """Return the reconstruction's PSNR against the decoded z_0, in dB of 8-bit pixels."""
-    bound = model.decode_latent(record.pivot[-1:].to(model.device))
-    return _psnr(to_pil(bound)[0], reconstruct(model, record))
+def decoded_pivot(model: StableDiffusion, record: Inversion) -> Image:
+    """Return what the autoencoder makes of z_0: the bound of any reconstruction."""
+    return to_pil(model.decode_latent(record.pivot[-1:].to(model.device)))[0]
 
 
-def _psnr(a: Image, b: Image) -> float:
+def image_psnr(a: Image, b: Image) -> float:
+    """Return the PSNR of two images in dB."""
     return psnr(load_image(a, a.width), load_image(b, b.width))

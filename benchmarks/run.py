@@ -63,8 +63,12 @@ def main() -> None:
             parser.error(str(error))
     elif "community" in named:
         parser.error("community: needs --community FILE")
+    if pipeline and named and "community" not in named:
+        parser.error(f"--community: only for section community, got {' '.join(named)}")
     if "kernels" in named and device.type != "cuda":
         parser.error("kernels: only on CUDA")
+    if "layers" in named and device.type == "cuda":
+        parser.error("layers: only on a CPU: hide the GPU with CUDA_VISIBLE_DEVICES=")
     left_out = {"layers"} if device.type == "cuda" else {"kernels", "compile"}
     left_out |= set() if pipeline else {"community"}
     for section in named or [each for each in SECTIONS if each not in left_out]:

@@ -4,9 +4,9 @@ loop.
 `published` leaves the weights trainable; `frozen` is the same loop with that one line repaired.
 `nti` is what ships. Three rows are it without one thing: `nti contiguous` without the channels-last
 layout (and convolutions as products, which need it), `nti, PyTorch's layers` with linear layers,
-convolutions and feed-forward by PyTorch on a CPU, `nti every time` without computing once what does
-not depend on the embedding. On CUDA its step is also recorded as a graph; section `compile` times
-it compiled.
+convolutions, self-attention and feed-forward by PyTorch on a CPU, `nti every time` without
+computing once what does not depend on the embedding. On CUDA its step is also recorded as a graph;
+section `compile` times it compiled.
 """
 
 import copy
