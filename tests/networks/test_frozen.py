@@ -211,11 +211,20 @@ def test_a_convolution_is_a_product_for_channels_last_alone(
 
 
 @needs_onednn
-@pytest.mark.parametrize("name", ["norm.weight", "inside.proj_in.bias", "inside.proj_out.weight"])
-def test_a_feed_forward_of_which_a_part_learns_gives_it_its_gradient(
-    name: str, any_size: None
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (FeedForward, "norm.weight"),
+        (FeedForward, "inside.proj_in.bias"),
+        (FeedForward, "inside.proj_out.weight"),
+        (Itself, "norm.bias"),
+        (Itself, "inside.to_k.weight"),
+    ],
+)
+def test_a_block_of_which_a_part_learns_gives_it_its_gradient(
+    make: Callable[[], nn.Module], name: str, any_size: None
 ) -> None:
-    layer = FeedForward().requires_grad_(False)
+    layer = make().requires_grad_(False)
     parameter = layer.get_parameter(name).requires_grad_()
     layer(torch.randn(1, 6, 4, 4)).square().sum().backward()
     assert parameter.grad is not None and parameter.grad.abs().sum() > 0
@@ -263,17 +272,6 @@ def test_a_feed_forward_keeps_its_input_alone(any_size: None) -> None:
 def test_self_attention_keeps_its_input_its_result_and_a_number_a_query(any_size: None) -> None:
     x = torch.randn(1, 6, 8, 8)
     assert held_by(Itself().requires_grad_(False), x) == [2 * 64 * 4, x.nbytes, x.nbytes]
-
-
-@needs_onednn
-@pytest.mark.parametrize("name", ["norm.bias", "inside.to_k.weight"])
-def test_self_attention_of_which_a_part_learns_gives_it_its_gradient(
-    name: str, any_size: None
-) -> None:
-    layer = Itself().requires_grad_(False)
-    parameter = layer.get_parameter(name).requires_grad_()
-    layer(torch.randn(1, 6, 4, 4)).square().sum().backward()
-    assert parameter.grad is not None and parameter.grad.abs().sum() > 0
 
 
 @needs_onednn
