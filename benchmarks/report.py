@@ -31,7 +31,7 @@ TITLES = {
     "load": "Loading a checkpoint",
     "compile": "The compiled inner iteration",
     "quick-compile": "The compiled inner iteration, at a fifth of the width",
-    "kernels": "Attention at Stable Diffusion v1's shapes",
+    "kernels": "The Triton kernels at Stable Diffusion v1's shapes",
 }
 
 

@@ -110,7 +110,7 @@ def _parts(
     elif section == "load":
         yield from load(config, repeats, device)
     else:
-        from attention import kernels
+        from triton_ops import kernels
 
         yield from kernels(repeats)
 

@@ -5,8 +5,9 @@ loop.
 `nti` is what ships. Three rows are it without one thing: `nti contiguous` without the channels-last
 layout (and convolutions as products, which need it), `nti, PyTorch's layers` with linear layers,
 convolutions, self-attention and feed-forward by PyTorch on a CPU, `nti every time` without
-computing once what does not depend on the embedding. On CUDA its step is also recorded as a graph;
-section `compile` times it compiled.
+computing once what does not depend on the embedding. On CUDA its step is also recorded as a graph,
+and without the Triton kernels of its norms and its feed-forward; section `compile` times it
+compiled.
 """
 
 import copy
@@ -30,6 +31,7 @@ from cases import (
 from nti.compilation import compile_model
 from nti.config import SD_V1, ModelConfig
 from nti.model import StableDiffusion
+from nti.networks.frozen import FeedForward, GroupNorm
 from nti.networks.unet import Begun
 from nti.sampling.step import null_text_iteration
 from peers import PublishedLoop, diffusers_unet
@@ -58,6 +60,16 @@ def _recomputing(model: StableDiffusion, begun: Begun, x: StepInputs) -> Tensor:
 def _by_pytorch(model: StableDiffusion, begun: Begun, x: StepInputs) -> Tensor:
     with mock.patch("nti.networks.frozen.is_onednn", return_value=False):
         return shipped_iteration(model, begun, x)
+
+
+def _with_pytorchs_norms(model: StableDiffusion) -> StableDiffusion:
+    """Return a copy that has its norms and GEGLU by PyTorch and shares the weights."""
+    weights = {id(parameter): parameter for parameter in model.unet.parameters()}
+    unet = copy.deepcopy(model.unet, weights)
+    for module in unet.modules():
+        if isinstance(module, GroupNorm | FeedForward):
+            module.backend = "reference"
+    return StableDiffusion(model.config, unet, model.vae, model.text, model.tokenizer)
 
 
 def step(
@@ -92,6 +104,8 @@ def step(
     if device.type == "cuda":
         recorded = compile_model(model, backend="cuda-graph")
         calls["nti, CUDA graph"] = partial(shipped_iteration, recorded, begun, x)
+        plain = compile_model(_with_pytorchs_norms(model), backend="cuda-graph")
+        calls["nti, CUDA graph, PyTorch's norms"] = partial(shipped_iteration, plain, begun, x)
     exact = unet if dtype == torch.float32 else copy.deepcopy(unet).float()
     expected = PublishedLoop(exact, frozen=True).iterate(x)
     times = interleaved(calls, repeats)

@@ -5,7 +5,13 @@ from importlib import import_module, util
 import torch
 from torch import Tensor
 
-__all__ = ["BACKENDS", "check_backend", "check_inputs", "resolve_backend"]
+__all__ = [
+    "BACKENDS",
+    "check_backend",
+    "check_device_and_dtype",
+    "check_inputs",
+    "resolve_backend",
+]
 
 BACKENDS = ("reference", "triton")
 
@@ -43,10 +49,10 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> s
                 "backend: got 'triton', but triton is not installed:"
                 " install it (Linux only) or choose 'reference'"
             )
-        _check_device_and_dtype(device, dtype)
+        check_device_and_dtype(device, dtype)
         # Now, not at the first call, which may be inside a graph that is being captured.
-        for op in ("self_attention_triton", "cfg_attention_triton"):
-            import_module(f"nti.kernels.{op}")
+        for op in ("self_attention", "cfg_attention", "group_norm", "geglu"):
+            import_module(f"nti.kernels.{op}_triton")
     return backend
 
 
@@ -56,7 +62,7 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor) -> None:
     They take float16, bfloat16 and float32, heads up to 256 wide, on a CUDA device or under
     Triton's interpreter.
     """
-    _check_device_and_dtype(q.device, q.dtype)
+    check_device_and_dtype(q.device, q.dtype)
     if not (q.dtype == k.dtype == v.dtype and q.device == k.device == v.device):
         raise ValueError(
             f"q, k, v: got {q.dtype} on {q.device}, {k.dtype} on {k.device}, {v.dtype} on"
@@ -73,13 +79,17 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor) -> None:
         )
 
 
-def _check_device_and_dtype(device: torch.device, dtype: torch.dtype) -> None:
+def check_device_and_dtype(device: torch.device, dtype: torch.dtype) -> None:
+    """Raise ValueError unless the Triton kernels run there and take that.
+
+    On the meta device, where nothing runs, shapes are told.
+    """
     if dtype not in DTYPES:
         raise ValueError(
             f"dtype: got {dtype}, but the Triton kernels accumulate in float32: use"
             " backend='reference', or float16, bfloat16 or float32"
         )
-    if device.type != "cuda":
+    if device.type not in ("cuda", "meta"):
         from nti.kernels.tiles import INTERPRETED
 
         if not INTERPRETED:

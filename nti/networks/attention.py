@@ -7,16 +7,16 @@ from nti.kernels.backend import check_backend
 from nti.kernels.cfg_attention import Fold, cfg_attention, materialised
 from nti.kernels.self_attention import self_attention
 from nti.networks.control import AttentionControl
-from nti.networks.frozen import Linear, attend_to_itself, by_onednn
+from nti.networks.frozen import FeedForward, GroupNorm, Linear, attend_to_itself, by_onednn
 
 __all__ = ["CrossAttention", "SelfAttention", "set_backend"]
 
 
 def set_backend(network: nn.Module, backend: str) -> None:
-    """Have a network's attention computed by `reference` or `triton`; ValueError for another."""
+    """Have what has a kernel computed by `reference` or `triton`; ValueError for another."""
     check_backend(backend)
     for module in network.modules():
-        if isinstance(module, Attention):
+        if isinstance(module, Attention | GroupNorm | FeedForward):
             module.backend = backend
 
 

@@ -15,19 +15,20 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 
+from nti.kernels.geglu import geglu, geglu_backward, geglu_forward
+from nti.kernels.group_norm import group_norm
 from nti.kernels.linear import columns, is_onednn, linear, scatter_columns
 from nti.vjp import vjp
 
 __all__ = [
     "Conv2d",
+    "FeedForward",
+    "GroupNorm",
     "GroupNormSiLU",
     "Linear",
     "attend_to_itself",
     "by_onednn",
-    "feed_forward",
-    "geglu",
     "recomputed",
 ]
 
@@ -142,19 +143,28 @@ def _to_normed_input(
     return out
 
 
-def feed_forward(x: Tensor, norm: nn.LayerNorm, proj_in: Linear, proj_out: Linear) -> Tensor:
-    """proj_out(geglu(proj_in(norm(x)))): (..., c) -> the same shape.
+class FeedForward(nn.Module):
+    """Two linear layers around GEGLU, four times as wide inside.
 
-    In float32 on a CPU, frozen: inside, a transformer is eight times as wide as outside, and its
-    rows do not know each other. So both passes take them a few at a time, and only x is saved: the
-    backward pass computes the inside again.
+    In float32 on a CPU, frozen: the rows do not know each other, so both passes take a few at a
+    time, and only x is saved: the backward pass computes the inside again.
     """
-    weights = proj_in.weight, proj_in.bias, proj_out.weight, proj_out.bias
-    if by_onednn(x, x.shape[:-1].numel(), *weights, norm.weight, norm.bias):
-        out: Tensor = _FeedForward.apply(x, norm.weight, norm.bias, norm.eps, *weights)
-    else:
-        out = proj_out(geglu(proj_in(norm(x))))
-    return out
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.backend = "reference"
+        self.proj_in = Linear(channels, 8 * channels)
+        self.proj_out = Linear(4 * channels, channels)
+
+    def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """X (B, L, c) -> the same shape, of x after its norm."""
+        into, out = self.proj_in, self.proj_out
+        weights = into.weight, into.bias, out.weight, out.bias
+        if by_onednn(x, x.shape[:-1].numel(), *weights, norm.weight, norm.bias):
+            result: Tensor = _FeedForward.apply(x, norm.weight, norm.bias, norm.eps, *weights)
+        else:
+            result = out(geglu(into(norm(x)), backend=eager(self.backend)))
+        return result
 
 
 class _FeedForward(torch.autograd.Function):
@@ -168,7 +178,7 @@ class _FeedForward(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         def run(rows: Tensor) -> Tensor:
             normed = F.layer_norm(rows, scale.shape, scale, shift, eps)
-            return linear(_geglu(linear(normed, w_in, b_in)), w_out, b_out)
+            return linear(geglu_forward(linear(normed, w_in, b_in)), w_out, b_out)
 
         return _by_rows(run, x)
 
@@ -184,7 +194,7 @@ class _FeedForward(torch.autograd.Function):
         def run(rows: Tensor, grad: Tensor) -> Tensor:
             normed, mean, rstd = aten.native_layer_norm(rows, scale.shape, scale, shift, ctx.eps)
             wide = linear(normed, w_in, b_in)
-            grad = linear(_geglu_backward(linear(grad, w_out.t()), wide), w_in.t())
+            grad = linear(geglu_backward(linear(grad, w_out.t()), wide), w_in.t())
             return _to_normed_input(grad, rows, scale, shift, mean, rstd)
 
         return _by_rows(run, x, grads[0]), *[None] * 7
@@ -278,91 +288,33 @@ def _matrix(weight: Tensor) -> Tensor:
     return _channels_last(weight).flatten(1)
 
 
-class GroupNormSiLU(nn.GroupNorm):
-    """silu(GroupNorm(x)), which saves x and two numbers a group."""
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm, which saves x and two numbers a group."""
+
+    silu = False
+    backend = "reference"
+    """Who computes it; see `nti.networks.attention.set_backend`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, c, h, w) -> the same shape."""
         if self.weight.requires_grad:
-            return F.silu(super().forward(x))
-        out: Tensor = _GroupNormSiLU.apply(x, self.weight, self.bias, self.num_groups, self.eps)[0]
-        return out
+            normed = super().forward(x)
+            return F.silu(normed) if self.silu else normed
+        return group_norm(
+            x, self.weight, self.bias, self.num_groups, self.eps,
+            silu=self.silu, backend=eager(self.backend),
+        )  # fmt: skip
 
 
-class _GroupNormSiLU(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        normed, mean, rstd = _group_norm(x, weight, bias, groups, eps)
-        return F.silu(normed), mean, rstd
+class GroupNormSiLU(GroupNorm):
+    """silu(GroupNorm(x)), which saves no more."""
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, weight, bias, ctx.groups, ctx.eps = inputs
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, weight, bias, *output[1:])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, mean, rstd = ctx.saved_tensors
-        normed, _, _ = _group_norm(x, weight, bias, ctx.groups, ctx.eps)
-        grad = _laid_out(aten.silu_backward(grads[0], normed), x)
-        x = _laid_out(x, x)
-        sizes = x.shape[0], x.shape[1], x.shape[2] * x.shape[3], ctx.groups
-        mask = [True, False, False]
-        grad_x = aten.native_group_norm_backward(grad, x, mean, rstd, weight, *sizes, mask)[0]
-        return grad_x, None, None, None, None
+    silu = True
 
 
-def _group_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    n, c, h, w = x.shape
-    out: tuple[Tensor, Tensor, Tensor] = aten.native_group_norm(
-        _laid_out(x, x), weight, bias, n, c, h * w, groups, eps
-    )
-    return out
-
-
-def _laid_out(y: Tensor, x: Tensor) -> Tensor:
-    """Return y in the layout that GroupNorm of x takes: channels last on the CPU alone."""
-    last = x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
-    return y.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-
-
-def geglu(x: Tensor) -> Tensor:
-    """GEGLU (Shazeer 2020, arXiv 2002.05202) with the exact GELU: (..., 2c) -> (..., c).
-
-    The first half of the channels is the value, the second the gate. Saves x alone.
-    """
-    out: Tensor = _GEGLU.apply(x)
-    return out
-
-
-class _GEGLU(torch.autograd.Function):
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return _geglu(x)
-
-    @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return _geglu_backward(grads[0], ctx.saved_tensors[0])
-
-
-def _geglu(x: Tensor) -> Tensor:
-    value, gate = x.chunk(2, dim=-1)
-    return F.gelu(gate).mul_(value)
-
-
-def _geglu_backward(grad: Tensor, x: Tensor) -> Tensor:
-    value, gate = x.chunk(2, dim=-1)
-    return torch.cat([F.gelu(gate).mul_(grad), aten.gelu_backward(grad * value, gate)], dim=-1)
+def eager(backend: str) -> str:
+    """Return who computes what the compiler fuses by itself: nobody else, if it is compiling."""
+    return "reference" if torch.compiler.is_compiling() else backend
 
 
 def recomputed(run: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from nti.config import UNetConfig
 from nti.networks.attention import CrossAttention, SelfAttention
 from nti.networks.control import AttentionCapture, AttentionControl, AttentionMap
-from nti.networks.frozen import Conv2d, GroupNormSiLU, Linear, feed_forward, recomputed
+from nti.networks.frozen import (
+    Conv2d,
+    FeedForward,
+    GroupNorm,
+    GroupNormSiLU,
+    Linear,
+    recomputed,
+)
 
 __all__ = ["Begun", "UNet", "timestep_embedding"]
 
@@ -65,19 +72,6 @@ class ResBlock(nn.Module):
         return out
 
 
-class FeedForward(nn.Module):
-    """Two linear layers around GEGLU, four times as wide inside."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.proj_in = Linear(channels, 8 * channels)
-        self.proj_out = Linear(4 * channels, channels)
-
-    def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
-        """X (B, L, c) -> the same shape, of x after its norm."""
-        return feed_forward(x, norm, self.proj_in, self.proj_out)
-
-
 class SpatialTransformer(nn.Module):
     """Self-attention, cross-attention and feed-forward over a feature map's positions."""
 
@@ -87,7 +81,7 @@ class SpatialTransformer(nn.Module):
         self.site, self.level = site, level
         inject = level >= config.self_injection_level
         maps_words = site != "middle" and level == config.word_map_level
-        self.norm = nn.GroupNorm(config.norm_groups, channels, eps=TRANSFORMER_NORM_EPS)
+        self.norm = GroupNorm(config.norm_groups, channels, eps=TRANSFORMER_NORM_EPS)
         self.proj_in = Conv2d(channels, channels, 1)
         self.norm_1 = nn.LayerNorm(channels)
         self.self_attention = SelfAttention(channels, config.heads, inject)

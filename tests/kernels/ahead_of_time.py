@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 import torch
 import triton
-from nti.kernels import attention_backward_triton, cfg_attention_triton, self_attention_triton
+from nti.kernels import (
+    attention_backward_triton,
+    cfg_attention_triton,
+    geglu_triton,
+    group_norm_triton,
+    self_attention_triton,
+)
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -20,6 +26,11 @@ KERNELS = {
     "_cfg_attention_fwd_kernel": cfg_attention_triton,
     "_attention_bwd_query_kernel": attention_backward_triton,
     "_attention_bwd_key_kernel": attention_backward_triton,
+    "_moments_kernel": group_norm_triton,
+    "_group_norm_fwd_kernel": group_norm_triton,
+    "_group_norm_bwd_kernel": group_norm_triton,
+    "_geglu_fwd_kernel": geglu_triton,
+    "_geglu_bwd_kernel": geglu_triton,
 }
 
 POINTERS = {
@@ -73,7 +84,7 @@ def compile_for(launch: Launch, capability: int) -> Resources:
     """Compile one launch for a compute capability such as 80, specialised as its call would be."""
     names = launch.kernel.arg_names
     values = dict(zip(names, launch.args, strict=False)) | launch.keywords
-    options = {name: values.pop(name) for name in ("num_warps", "num_stages")}
+    options = {name: values.pop(name) for name in ("num_warps", "num_stages") if name in values}
     signature, constants, attributes = {}, {}, {}
     for position, name in enumerate(names):
         value = values[name]

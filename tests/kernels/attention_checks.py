@@ -57,6 +57,20 @@ def heads_last(x: Tensor) -> Tensor:
     return x.transpose(1, 2)
 
 
+class Watch(TorchDispatchMode):
+    """Keep the names of the ops that are dispatched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: list[str] = []
+
+    def __torch_dispatch__(
+        self, op: OpOverload, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        self.ops.append(op.name())
+        return op(*args, **(kwargs or {}))
+
+
 def with_gradients(op: Op, inputs: list[Tensor], cotangent: Tensor) -> list[Tensor]:
     inputs = [x.detach().requires_grad_() for x in inputs]
     out = op(*inputs)
@@ -258,20 +272,11 @@ def check_no_zeros_are_made(device: str) -> None:
     set_backend(unet, "triton")
     latent, context = draw(1, 4, 4, 4), draw(1, TOKENS, 24).requires_grad_()
     eps, _ = unet(latent, torch.full((1,), 5, device=device), context)
-    ops: list[str] = []
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(
-            self, op: OpOverload, types: object, args: tuple = (), kwargs: dict | None = None
-        ) -> object:
-            ops.append(op.name())
-            return op(*args, **(kwargs or {}))
-
-    with Watch():
+    with Watch() as watch:
         torch.autograd.grad(eps, context, latent)
     # 4 sites of two attentions, less the self-attention that no text comes before.
-    assert ops.count("nti::attention_bwd") == 7
-    assert not [name for name in ops if "zeros" in name or "fill" in name]
+    assert watch.ops.count("nti::attention_bwd") == 7
+    assert not [name for name in watch.ops if "zeros" in name or "fill" in name]
 
 
 def small_control(step: int, device: str) -> AttentionControl:

@@ -14,7 +14,10 @@ import warnings
 
 os.environ["TRITON_INTERPRET"] = "1"
 
-from attention_checks import CHECKS  # noqa: E402 (after the variable is set)
+import attention_checks  # noqa: E402 (after the variable is set)
+import layer_checks  # noqa: E402
+
+CHECKS = attention_checks.CHECKS | layer_checks.CHECKS
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from nti.kernels.cfg_attention import cfg_attention
 from nti.kernels.self_attention import self_attention
 
 from nti.networks.attention import CrossAttention, SelfAttention, set_backend
+from nti.networks.frozen import FeedForward, GroupNorm
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -78,13 +79,20 @@ def test_an_unknown_backend_is_refused() -> None:
         set_backend(torch.nn.Identity(), "auto")
 
 
-def test_the_backend_reaches_every_attention() -> None:
+def test_the_backend_reaches_every_layer_that_has_a_kernel() -> None:
     network = torch.nn.Sequential(
         SelfAttention(32, 2, inject=True),
         torch.nn.Sequential(CrossAttention(32, 24, 2, maps_words=True)),
-    )
+        GroupNorm(2, 4),
+        FeedForward(32),
+    ).requires_grad_(False)
     set_backend(network, "triton")
-    with pytest.raises(ValueError, match="device: got 'cpu'"):
-        network[0](torch.randn(1, 4, 32), torch.nn.LayerNorm(32), None)
-    with pytest.raises(ValueError, match="device: got 'cpu'"):
-        network[1][0](torch.randn(1, 4, 32), torch.randn(1, 77, 24), None)
+    norm, tokens = torch.nn.LayerNorm(32), torch.randn(1, 4, 32)
+    for run in (
+        lambda: network[0](tokens, norm, None),
+        lambda: network[1][0](tokens, torch.randn(1, 77, 24), None),
+        lambda: network[2](torch.randn(1, 4, 2, 2)),
+        lambda: network[3](tokens, norm),
+    ):
+        with pytest.raises(ValueError, match="device: got 'cpu'"):
+            run()

@@ -6,20 +6,15 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from nti.kernels.geglu import geglu
 from nti.kernels.linear import is_onednn
 from torch import Tensor, nn
 
 from nti.networks import frozen as frozen_layers
 from nti.networks.attention import SelfAttention, set_backend
 from nti.networks.control import AttentionControl
-from nti.networks.frozen import (
-    Conv2d,
-    GroupNormSiLU,
-    Linear,
-    geglu,
-    recomputed,
-)
-from nti.networks.unet import FeedForward as UNetFeedForward
+from nti.networks.frozen import Conv2d, GroupNormSiLU, Linear, recomputed
+from nti.networks.frozen import FeedForward as UNetFeedForward
 from tolerances import assert_close
 
 

@@ -1,4 +1,4 @@
-"""The Triton kernels of attention, interpreted on the CPU, and on CUDA where there is any."""
+"""The Triton kernels, interpreted on the CPU, and on CUDA where there is any."""
 
 import json
 import os
@@ -15,9 +15,11 @@ from torch.torch_version import TorchVersion
 pytest.importorskip("triton")
 import triton
 
-from attention_checks import CHECKS
+import attention_checks
+import layer_checks
 
 HERE = Path(__file__).parent
+CHECKS = attention_checks.CHECKS | layer_checks.CHECKS
 ALL = pytest.mark.parametrize("check", CHECKS)
 
 

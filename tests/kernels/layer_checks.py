@@ -1,0 +1,207 @@
+"""What GroupNorm, SiLU and GEGLU by Triton must do, as functions of a device: see
+`attention_checks`.
+"""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from nti.kernels import group_norm_triton
+from nti.kernels.geglu import geglu
+from nti.kernels.geglu_triton import geglu_backward, geglu_forward
+from nti.kernels.group_norm import group_norm
+from nti.kernels.group_norm_triton import group_norm_backward, group_norm_forward
+from torch import Tensor
+
+from attention_checks import DTYPES, Watch, normal, poisoned_memory, refusal, with_gradients
+from nti.compilation import compiles
+from nti.networks.attention import set_backend
+from nti.networks.frozen import FeedForward, GroupNormSiLU
+from tolerances import FORWARD_FACTOR, GRADIENT_FACTOR, assert_as_exact_as_torch, assert_close
+
+EPS = 1e-5
+
+Op = Callable[..., Tensor]
+
+
+def last(x: Tensor) -> Tensor:
+    """As convolutions leave them."""
+    return x.to(memory_format=torch.channels_last)
+
+
+def compare(op: Op, x: Tensor, cotangent: Tensor, weights: tuple[Tensor, ...] = ()) -> None:
+    """Result and gradient by Triton, as exact as PyTorch's in the same dtype."""
+
+    def given(backend: str, *dtype: torch.dtype) -> list[Tensor]:
+        bound = functools.partial(op, backend=backend)
+        others = [each.to(*dtype) if dtype else each for each in weights]
+        start = x.to(*dtype) if dtype else x
+        return with_gradients(lambda x: bound(x, *others), [start], cotangent)
+
+    with poisoned_memory():
+        ours = given("triton")
+    torchs, exact = given("reference"), given("reference", torch.float64)
+    factors = FORWARD_FACTOR, GRADIENT_FACTOR
+    for name, factor, a, b, c in zip(("out", "d_x"), factors, ours, torchs, exact, strict=True):
+        assert_as_exact_as_torch(a, b, c, factor, name)
+
+
+def check_norm(
+    device: str, name: str, dtype: str, size: int, sides: tuple[int, int], silu: bool, lanes: int
+) -> None:
+    """Two images of three groups, whose mean is five deviations from zero."""
+    draw = normal(name, DTYPES[dtype], device)
+    x = last(draw(2, 3 * size, *sides) + 5)
+    weights = draw(3 * size), draw(3 * size)
+
+    def op(x: Tensor, weight: Tensor, bias: Tensor, backend: str) -> Tensor:
+        return group_norm(x, weight, bias, 3, EPS, silu=silu, backend=backend)
+
+    shipped = group_norm_triton.LANES
+    group_norm_triton.LANES = lanes or shipped
+    try:
+        compare(op, x, last(draw(*x.shape)), weights)
+    finally:
+        group_norm_triton.LANES = shipped
+
+
+def check_geglu(device: str, name: str, dtype: str, rows: int, width: int) -> None:
+    """Gates from far below zero, where GELU vanishes, to far above."""
+    draw = normal(name, DTYPES[dtype], device)
+    compare(geglu, 3 * draw(2, rows, 2 * width), draw(2, rows, width))
+
+
+def check_any_layout(device: str) -> None:
+    """Inputs and cotangents whose memory is laid out in another order."""
+    draw = normal("layout", torch.float32, device)
+    x, weight, bias, cotangent = draw(2, 12, 4, 6), draw(12), draw(12), draw(2, 12, 4, 6)
+
+    def norm(x: Tensor, backend: str = "triton") -> Tensor:
+        wide = weight.to(x.dtype), bias.to(x.dtype)
+        return group_norm(x, *wide, 3, EPS, silu=True, backend=backend)
+
+    exact = with_gradients(functools.partial(norm, backend="reference"), [x.double()], cotangent)
+    for given, grad in (
+        (x, last(cotangent)),
+        (last(x), cotangent),
+        (x.mT.contiguous().mT, cotangent),
+    ):
+        for a, b in zip(with_gradients(norm, [given], grad), exact, strict=True):
+            assert_close(a, b.float())
+    y, ones = draw(5, 2, 24), torch.ones((), device=device).expand(2, 5, 12)
+    exact = with_gradients(geglu, [y.double().transpose(0, 1)], ones)
+    for a, b in zip(
+        with_gradients(functools.partial(geglu, backend="triton"), [y.transpose(0, 1)], ones),
+        exact,
+        strict=True,
+    ):
+        assert_close(a, b.float())
+
+
+def check_results_stay_channels_last(device: str) -> None:
+    """No convolution has to lay out anew what a norm gave it, forward or backward."""
+    draw = normal("last", torch.float32, device)
+    x, weight, bias = last(draw(2, 12, 4, 6)), draw(12), draw(12)
+    y, d_x = with_gradients(
+        lambda x: group_norm(x, weight, bias, 3, EPS, backend="triton"), [x], last(draw(*x.shape))
+    )
+    for each in (y, d_x):
+        assert each.is_contiguous(memory_format=torch.channels_last)
+
+
+def check_opcheck(device: str) -> None:
+    """Schemas, fakes (true strides) and tracing of all four ops."""
+    draw = normal("opcheck", torch.float32, device)
+    x, weight, bias = last(draw(2, 12, 4, 6)), draw(12), draw(12)
+    for given in (x, x.contiguous()):
+        torch.library.opcheck(group_norm_forward, (given, weight, bias, 3, EPS, True))
+    _, stats = group_norm_forward(x, weight, bias, 3, EPS, True)
+    torch.library.opcheck(group_norm_backward, (draw(*x.shape), x, weight, bias, stats, True))
+    torch.library.opcheck(geglu_forward, (draw(2, 5, 24),))
+    torch.library.opcheck(geglu_backward, (draw(2, 5, 12), draw(2, 5, 24)))
+
+
+def check_vjp_in_one_graph(device: str) -> None:
+    """torch.func.vjp through both, eager and captured without a break, as autograd does it."""
+    draw = normal("vjp", torch.float32, device)
+    x, weight, bias, cotangent = last(draw(2, 12, 4, 6)), draw(12), draw(12), draw(2, 4, 6, 6)
+
+    def both(x: Tensor) -> Tensor:
+        normed = group_norm(x, weight, bias, 3, EPS, silu=True, backend="triton")
+        return geglu(normed.permute(0, 2, 3, 1), backend="triton")
+
+    def pulled(x: Tensor) -> tuple[Tensor, Tensor]:
+        out, pull = torch.func.vjp(both, x)
+        return out, pull(cotangent)[0]
+
+    out, gradient = with_gradients(both, [x], cotangent)
+    compiled = torch.compile(pulled, fullgraph=True, backend="aot_eager")
+    for a, b in (pulled(x), compiled(x)):
+        assert_close(a.detach(), out)
+        assert_close(b.detach(), gradient)
+
+
+def check_the_compiler_fuses_its_own(device: str) -> None:
+    """A graph that is being compiled holds neither op: the compiler fuses PyTorch's."""
+    layers = torch.nn.ModuleList([GroupNormSiLU(3, 12), FeedForward(6), torch.nn.LayerNorm(6)])
+    set_backend(layers.to(device).requires_grad_(False), "triton")
+    x = last(normal("fuses", torch.float32, device)(2, 12, 4, 6))
+    targets: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
+        graphs = [each for each in graph.modules() if isinstance(each, torch.fx.GraphModule)]
+        targets.extend(str(node.target) for each in graphs for node in each.graph.nodes)
+        return graph.forward
+
+    def run(x: Tensor) -> Tensor:
+        out: Tensor = layers[1](layers[0](x).flatten(1, 2), layers[2])
+        return out
+
+    with Watch() as eager:
+        expected = run(x)
+    assert eager.ops.count("nti::group_norm_fwd") == eager.ops.count("nti::geglu_fwd") == 1
+    assert_close(torch.compile(run, fullgraph=True, backend=backend)(x), expected)
+    assert any("native_group_norm" in name for name in targets)
+    assert not [name for name in targets if "_fwd" in name]
+
+
+def check_refusals(device: str) -> None:
+    """What the kernels do not do is said, not done by somebody else."""
+    draw = normal("refusals", torch.float32, device)
+    x, weight = draw(1, 12, 2, 2), draw(12)
+    norm = functools.partial(group_norm, weight=weight, bias=weight, eps=EPS, backend="triton")
+    assert "float64" in refusal(lambda: norm(x.double(), groups=3))
+    assert "(1, 12, 2, 2)" in refusal(lambda: norm(x, groups=5))
+    assert "float64" in refusal(lambda: geglu(x.double(), backend="triton"))
+    assert "even number" in refusal(lambda: geglu(draw(2, 5), backend="triton"))
+
+
+def _checks() -> dict[str, Callable[[str], None]]:
+    """Every check by its id."""
+    checks: dict[str, Callable[[str], None]] = {}
+
+    def add(name: str, check: Callable[..., None], *args: object) -> None:
+        checks[name] = (lambda device: check(device, name, *args)) if args else check
+
+    # Channels of a group, sides, whether SiLU follows, elements of a tile if not as shipped: whole
+    # groups in a program, groups divided into equal parts, and with a rest.
+    norms = [(10, (8, 8), True, 0), (30, (5, 7), True, 0), (40, (20, 20), True, 0)]
+    norms += [(10, (12, 15), True, 512), (4, (6, 6), False, 0), (80, (7, 5), False, 1024)]
+    for i, (size, sides, silu, lanes) in enumerate(norms):
+        for dtype in DTYPES if i < 4 else ("f16",):
+            shape = f"{size}x{sides[0]}x{sides[1]}"
+            name = f"norm-{'silu-' * silu}{shape}-{dtype}"
+            add(name, check_norm, dtype, size, sides, silu, lanes)
+    for dtype in DTYPES:
+        add(f"geglu-9x300-{dtype}", check_geglu, dtype, 9, 300)
+    add("layers-any-layout", check_any_layout)
+    add("norm-stays-channels-last", check_results_stay_channels_last)
+    add("layers-opcheck", check_opcheck)
+    if compiles():
+        add("layers-vjp-in-one-graph", check_vjp_in_one_graph)
+    add("layers-in-a-compiled-graph", check_the_compiler_fuses_its_own)
+    add("layers-refusals", check_refusals)
+    return checks
+
+
+CHECKS = _checks()

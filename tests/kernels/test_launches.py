@@ -1,0 +1,83 @@
+"""What an inner iteration of Stable Diffusion v1 dispatches on a GPU, counted without one."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+pytest.importorskip("triton")
+from torch._ops import OpOverload
+
+from nti.config import SD_V1
+from nti.networks.attention import set_backend
+from nti.networks.frozen import FeedForward, GroupNorm
+from nti.networks.unet import UNet
+
+FREE = ("aten::_unsafe_view", "aten::empty_like", "aten::new_empty")
+"""They look at memory, or ask for it."""
+
+
+class Counted(TorchDispatchMode):
+    """Count the ops that are dispatched, but those that launch nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, op: OpOverload, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        name = op.name().split(".")[0]
+        if not op.is_view and name not in FREE:
+            self.ops[name] += 1
+        return op(*args, **(kwargs or {}))
+
+
+def ops_of_an_iteration(norms: str) -> Counter[str]:
+    """Count an inner iteration's ops at 512 px in float16, the meta device standing for CUDA.
+
+    Attention is by Triton, norms and GEGLU by the backend given.
+    """
+    with torch.device("meta"):
+        unet = UNet(SD_V1.unet).half().requires_grad_(False).to(memory_format=torch.channels_last)
+        set_backend(unet, "triton")
+        for module in unet.modules():
+            if isinstance(module, GroupNorm | FeedForward):
+                module.backend = norms
+        latent = torch.empty(1, 4, 64, 64).half().to(memory_format=torch.channels_last)
+        context = torch.empty(1, 77, 768).half().requires_grad_()
+        begun = unet.begin(latent, torch.empty(1, dtype=torch.int64))
+    with Counted() as counted:
+        eps, _ = unet.finish(begun, context)
+        torch.autograd.grad(eps, context, torch.empty_like(eps))
+    return counted.ops
+
+
+def test_each_layer_is_one_op_and_nothing_is_laid_out_anew() -> None:
+    ops = ops_of_an_iteration("triton")
+    products = {"convolution", "convolution_backward", "mm", "addmm"}
+    norms = {"native_layer_norm", "native_layer_norm_backward"}
+    rest = {"add", "cat", "upsample_nearest2d", "upsample_nearest2d_backward"}
+    ours = {name for name in ops if name.startswith("nti::")}
+    assert ops.keys() == ours | {f"aten::{name}" for name in products | norms | rest}
+    # 22 residual blocks of two norms, 16 transformers of one, one at the end; the first block and
+    # what is before its text come before the iteration.
+    assert ops["nti::group_norm_fwd"] == ops["nti::group_norm_bwd"] == 22 * 2 + 16 + 1 - 3
+    assert ops["nti::geglu_fwd"] == ops["nti::geglu_bwd"] == 16
+    assert ops["nti::cfg_attention_fwd"] == 16
+    assert ops["nti::self_attention_fwd"] == 15
+    assert ops["nti::attention_bwd"] == 31
+
+
+def main() -> None:
+    """Print the table of docs/kernels.md."""
+    theirs, ours = ops_of_an_iteration("reference"), ops_of_an_iteration("triton")
+    print("| op | PyTorch's norms and GEGLU | Triton's |\n|---|---:|---:|")
+    for name in sorted(theirs | ours):
+        print(f"| `{name}` | {theirs[name]} | {ours[name]} |")
+    print(f"| together | {theirs.total()} | {ours.total()} |")
+
+
+if __name__ == "__main__":
+    main()
