@@ -127,7 +127,8 @@ def check_vjp_in_one_graph(device: str) -> None:
     x, weight, bias, cotangent = last(draw(2, 12, 4, 6)), draw(12), draw(12), draw(2, 4, 6, 6)
 
     def both(x: Tensor) -> Tensor:
-        normed = group_norm(x, weight, bias, 3, EPS, silu=True, backend="triton")
+        # PyTorch 2.11 traces no op on the very input of a function.
+        normed = group_norm(2 * x, weight, bias, 3, EPS, silu=True, backend="triton")
         return geglu(normed.permute(0, 2, 3, 1), backend="triton")
 
     def pulled(x: Tensor) -> tuple[Tensor, Tensor]:
