@@ -54,7 +54,7 @@ def reference(
 ) -> Tensor:
     """The same on PyTorch's GroupNorm and SiLU."""
     if not silu:
-        return F.group_norm(x, groups, weight, bias, eps)
+        return F.group_norm(x, groups, weight.detach(), bias.detach(), eps)
     out: Tensor = _GroupNormSiLU.apply(x, weight, bias, groups, eps)[0]
     return out
 

@@ -33,27 +33,36 @@ def _place(positions, groups, SIZE: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _moments(x, index, positions, SIZE: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+def _count(part, positions, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """How many elements a part of a group has; none after the last."""
+    return tl.minimum(tl.maximum(positions - part * BLOCK, 0), BLOCK) * SIZE
+
+
+@triton.jit
+def _moments(
+    x, index, positions, SIZE: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK: tl.constexpr
+):
     """Mean of a tile's elements, and the sum of their squared distances from it."""
     there = (index < positions)[:, None] & (tl.arange(0, BLOCK_SIZE) < SIZE)[None, :]
-    mean = tl.sum(x) / tl.sum(there.to(tl.float32))
+    mean = tl.sum(x) / _count(tl.program_id(1), positions, SIZE, BLOCK)
     off = tl.where(there, x - mean, 0.0)
     return mean, tl.sum(off * off)
 
 
 @triton.jit
-def _load_parts(parts_ptr, PARTS: tl.constexpr, BLOCK_PARTS: tl.constexpr):
+def _load_parts(parts_ptr, BLOCK_PARTS: tl.constexpr):
     """A group's two sums of each part, zeros after the last."""
     part = tl.arange(0, BLOCK_PARTS)
-    at = parts_ptr + (tl.program_id(0) * PARTS + part) * 2
-    first = tl.load(at, mask=part < PARTS, other=0.0)
-    return first, tl.load(at + 1, mask=part < PARTS, other=0.0)
+    mask = part < tl.num_programs(1)
+    at = parts_ptr + (tl.program_id(0) * tl.num_programs(1) + part) * 2
+    return tl.load(at, mask=mask, other=0.0), tl.load(at + 1, mask=mask, other=0.0)
 
 
 @triton.jit
-def _store_pair(ptr, which, first, second):
-    tl.store(ptr + which * 2, first)
-    tl.store(ptr + which * 2 + 1, second)
+def _store_part(parts_ptr, first, second):
+    at = parts_ptr + (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * 2
+    tl.store(at, first)
+    tl.store(at + 1, second)
 
 
 @triton.jit
@@ -70,14 +79,13 @@ def _moments_kernel(
     positions,
     groups,
     SIZE: tl.constexpr,
-    PARTS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     base, group, index = _place(positions, groups, SIZE, BLOCK)
     x = widen(load_tile(x_ptr + base, index, positions, groups, group, SIZE, BLOCK_SIZE))
-    mean, spread = _moments(x, index, positions, SIZE, BLOCK_SIZE)
-    _store_pair(parts_ptr, tl.program_id(0) * PARTS + tl.program_id(1), mean, spread)
+    mean, spread = _moments(x, index, positions, SIZE, BLOCK_SIZE, BLOCK)
+    _store_part(parts_ptr, mean, spread)
 
 
 # Memory alone: forward x is read and y written, and x read once more for the moments of a divided
@@ -96,20 +104,18 @@ def _group_norm_fwd_kernel(
     eps,
     SILU: tl.constexpr,
     SIZE: tl.constexpr,
-    PARTS: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     base, group, index = _place(positions, groups, SIZE, BLOCK)
     x = widen(load_tile(x_ptr + base, index, positions, groups, group, SIZE, BLOCK_SIZE))
-    if PARTS == 1:
-        mean, spread = _moments(x, index, positions, SIZE, BLOCK_SIZE)
+    if BLOCK_PARTS == 1:
+        mean, spread = _moments(x, index, positions, SIZE, BLOCK_SIZE, BLOCK)
     else:
         # Chan, Golub and LeVeque 1983, of all parts at once.
-        means, spreads = _load_parts(parts_ptr, PARTS, BLOCK_PARTS)
-        left = positions - tl.arange(0, BLOCK_PARTS) * BLOCK
-        counts = tl.minimum(tl.maximum(left, 0), BLOCK) * SIZE
+        means, spreads = _load_parts(parts_ptr, BLOCK_PARTS)
+        counts = _count(tl.arange(0, BLOCK_PARTS), positions, SIZE, BLOCK)
         mean = tl.sum(means * counts) / (positions * SIZE)
         off = means - mean
         spread = tl.sum(spreads + counts * off * off)
@@ -121,7 +127,8 @@ def _group_norm_fwd_kernel(
         y = y * tl.sigmoid(y)
     store_tile(y_ptr + base, y, index, positions, groups, group, SIZE, BLOCK_SIZE)
     if tl.program_id(1) == 0:
-        _store_pair(stats_ptr, tl.program_id(0), mean, rstd)
+        tl.store(stats_ptr + tl.program_id(0) * 2, mean)
+        tl.store(stats_ptr + tl.program_id(0) * 2 + 1, rstd)
 
 
 # SUMS: the first of two launches, which only adds up what the second needs of a divided group.
@@ -139,7 +146,6 @@ def _group_norm_bwd_kernel(
     SUMS: tl.constexpr,
     SILU: tl.constexpr,
     SIZE: tl.constexpr,
-    PARTS: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -156,15 +162,15 @@ def _group_norm_bwd_kernel(
         gate = tl.sigmoid(y)
         d_y = d_y * gate * (1 + y * (1 - gate))
     d_normed = d_y * weight
-    if SUMS or PARTS == 1:
+    if SUMS or BLOCK_PARTS == 1:
         sum_1 = tl.sum(d_normed)
         sum_2 = tl.sum(d_normed * normed)
     else:
-        sums_1, sums_2 = _load_parts(parts_ptr, PARTS, BLOCK_PARTS)
+        sums_1, sums_2 = _load_parts(parts_ptr, BLOCK_PARTS)
         sum_1 = tl.sum(sums_1)
         sum_2 = tl.sum(sums_2)
     if SUMS:
-        _store_pair(parts_ptr, tl.program_id(0) * PARTS + tl.program_id(1), sum_1, sum_2)
+        _store_part(parts_ptr, sum_1, sum_2)
     else:
         d_x = (d_normed - (sum_1 + normed * sum_2) / (positions * SIZE)) * rstd
         store_tile(d_x_ptr + base, d_x, index, positions, groups, group, SIZE, BLOCK_SIZE)
@@ -188,9 +194,7 @@ def _divide(x: Tensor, groups: int) -> _Division:
     count = triton.cdiv(positions, block)
     grid = (x.shape[0] * groups, count)
     parts = x.new_empty(*grid, 2, dtype=torch.float32) if count > 1 else None
-    constants = {
-        "SIZE": size, "PARTS": count, "BLOCK_SIZE": block_size, "BLOCK": block, "num_warps": WARPS,
-    }  # fmt: skip
+    constants = {"SIZE": size, "BLOCK_SIZE": block_size, "BLOCK": block, "num_warps": WARPS}
     return _Division(positions, grid, parts, constants)
 
 
@@ -200,7 +204,8 @@ def group_norm_forward(
 ) -> tuple[Tensor, Tensor]:
     """The result (B, c, h, w), channels last, and each group's mean and 1 / deviation (B, G, 2)."""
     x = x.contiguous(memory_format=torch.channels_last)
-    y, stats = torch.empty_like(x), x.new_empty(x.shape[0], groups, 2, dtype=torch.float32)
+    y = torch.empty_like(x, memory_format=torch.channels_last)
+    stats = x.new_empty(x.shape[0], groups, 2, dtype=torch.float32)
     positions, grid, parts, constants = _divide(x, groups)
     with torch.cuda.device_of(x):
         if parts is not None:
@@ -236,7 +241,7 @@ def group_norm_backward(
 ) -> Tensor:
     """The gradient to x (B, c, h, w), channels last, from that to the result."""
     x, d_y = (each.contiguous(memory_format=torch.channels_last) for each in (x, d_y))
-    d_x, groups = torch.empty_like(x), stats.shape[1]
+    d_x, groups = torch.empty_like(x, memory_format=torch.channels_last), stats.shape[1]
     positions, grid, parts, constants = _divide(x, groups)
     with torch.cuda.device_of(x):
         for sums in (False,) if parts is None else (True, False):
@@ -290,9 +295,16 @@ def group_norm(
 ) -> Tensor:
     """Like `nti.kernels.group_norm.group_norm`, by Triton."""
     check_device_and_dtype(x.device, x.dtype)
-    if x.ndim != 4 or x.shape[1] % groups:
+    if x.ndim != 4 or groups < 1 or x.shape[1] % groups or not x.shape[2:].numel():
         raise ValueError(
-            f"x: got {tuple(x.shape)}, expected (B, c, h, w) with c a multiple of {groups} groups"
+            f"x: got {tuple(x.shape)} in {groups} groups, expected (B, c, h, w) with positions, and"
+            " with channels that the groups divide"
         )
+    for name, each in (("weight", weight), ("bias", bias)):
+        if each.shape != x.shape[1:2] or each.device != x.device or not each.is_contiguous():
+            raise ValueError(
+                f"{name}: got {tuple(each.shape)} on {each.device}, strides {each.stride()},"
+                f" expected ({x.shape[1]},) on {x.device}, contiguous"
+            )
     out: Tensor = _GroupNorm.apply(x, weight, bias, groups, eps, silu)[0]
     return out

@@ -1,4 +1,4 @@
-"""What the Triton attention kernels share: their tiles' sizes, and how a tile is read and written.
+"""What the Triton kernels share: sizes of tiles, and how a tile is read, rounded and written.
 
 Inside the kernels a tensor (B, heads, L, d) lies as (B, L, heads, d), contiguous: so it leaves its
 projection, a view and no copy, and so outputs go to the next one. No kernel needs a stride then.

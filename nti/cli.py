@@ -149,8 +149,8 @@ def _common_options() -> _Parser:
     common.add_argument(
         "--backend",
         default="auto",
-        help="who computes attention: reference, triton or auto (triton for half precision on"
-        " cuda)",
+        help="who computes attention, norms and gates: reference, triton or auto (triton for half"
+        " precision on cuda)",
     )
     common.add_argument(
         "--memory", default="normal", help="normal (default), or low: compute more, keep less"

@@ -55,8 +55,8 @@ class StableDiffusion:
         self, config: ModelConfig, unet: UNet, vae: VAE, text: TextEncoder, tokenizer: Tokenizer
     ) -> None:
         self.config = config
-        # On a CPU, convolutions and norms read and write this layout without reordering; tokens are
-        # views of it.
+        # Convolutions and norms read and write this layout without reordering (PyTorch's norms on
+        # CUDA do not); tokens are views of it.
         self.unet = _freeze(unet).to(memory_format=torch.channels_last)
         self.vae = _freeze(vae)
         self.text = _freeze(text)
@@ -226,8 +226,9 @@ def load_model(
         vae: a file or directory whose autoencoder replaces the checkpoint's.
         device: None: CUDA if there is any, else the CPU.
         dtype: what the networks compute in; None: float16 on CUDA, float32 elsewhere.
-        backend: who computes the UNet's attention: `reference` (scaled_dot_product_attention),
-            `triton`, or `auto`: Triton for half precision on CUDA, else the reference.
+        backend: who computes the UNet's attention, norms and gates: `reference` (PyTorch), `triton`
+            (attention alone in steps that torch.compile compiles), or `auto`: Triton for half
+            precision on CUDA, else the reference.
         memory: `low` computes the UNet's blocks again in the backward pass instead of keeping what
             is inside them: at 512 pixels in float32 on a CPU 4.3 GiB at the peak instead of 4.6,
             for a third more time (`benchmarks/results/step.csv`).
@@ -247,7 +248,7 @@ def load_model(
     dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
     backend = resolve_backend(backend, device, dtype)
     files, config = locate(checkpoint, vae)
-    logger.info("%s on %s in %s, attention: %s", config.name, device, dtype, backend)
+    logger.info("%s on %s in %s, backend: %s", config.name, device, dtype, backend)
     networks = skeletons(config)
     parameters = read_networks(
         files,

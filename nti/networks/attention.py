@@ -7,7 +7,7 @@ from nti.kernels.backend import check_backend
 from nti.kernels.cfg_attention import Fold, cfg_attention, materialised
 from nti.kernels.self_attention import self_attention
 from nti.networks.control import AttentionControl
-from nti.networks.frozen import FeedForward, GroupNorm, Linear, attend_to_itself, by_onednn
+from nti.networks.frozen import FeedForward, GroupNorm, Linear, attend, by_onednn
 
 __all__ = ["CrossAttention", "SelfAttention", "set_backend"]
 
@@ -39,6 +39,24 @@ class Attention(nn.Module):
         """(B, L, heads * d) -> (B, heads, L, d)."""
         return rearrange(x, "b l (heads d) -> b heads l d", heads=self.heads)
 
+    def by_onednn(
+        self,
+        x: Tensor,
+        norm: nn.LayerNorm,
+        control: AttentionControl | None,
+        capture: list[Tensor] | None,
+    ) -> bool:
+        """Whether nobody edits, looks or learns, and oneDNN multiplies x: then `attend`."""
+        weights = self.to_q.weight, self.to_k.weight, self.to_v.weight, norm.weight, norm.bias
+        plain = control is None and capture is None and self.backend == "reference"
+        return plain and by_onednn(x, x.shape[:-1].numel(), *weights)
+
+    def attend(self, x: Tensor, norm: nn.LayerNorm, context: Tensor | None) -> Tensor:
+        """(B, L, channels) -> the same, of x after its norm; see `nti.networks.frozen.attend`."""
+        projections = self.to_q, self.to_k, self.to_v
+        out: Tensor = self.to_out(attend(x, norm, context, projections, self.heads))
+        return out
+
     def merge(self, x: Tensor) -> Tensor:
         """(B, heads, L, d) -> (B, L, channels), through the output projection."""
         out: Tensor = self.to_out(rearrange(x, "b heads l d -> b l (heads d)"))
@@ -62,12 +80,8 @@ class SelfAttention(Attention):
         """(B, L, channels) -> the same, of x after its norm; `capture` receives probabilities
         (B, heads, L, L).
         """
-        projections = self.to_q, self.to_k, self.to_v
-        weights = (*(layer.weight for layer in projections), norm.weight, norm.bias)
-        plain = control is None and capture is None and self.backend == "reference"
-        if plain and by_onednn(x, x.shape[:-1].numel(), *weights):
-            out: Tensor = self.to_out(attend_to_itself(x, norm, projections, self.heads))
-            return out
+        if self.by_onednn(x, norm, control, capture):
+            return self.attend(x, norm, None)
         x = norm(x)
         q, k, v = self.split(self.to_q(x)), self.split(self.to_k(x)), self.split(self.to_v(x))
         rows = control.self_rows if self.inject and control is not None else None
@@ -87,14 +101,19 @@ class CrossAttention(Attention):
     def forward(
         self,
         x: Tensor,
+        norm: nn.LayerNorm,
         context: Tensor,
         control: AttentionControl | None,
         capture: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, L, channels), context (B, 77, C) -> the same as x, word maps (R, L, W) or None.
+        """X (B, L, channels), its norm, context (B, 77, C) -> the same as x, word maps (R, L, W) or
+        None.
 
         `capture` receives the probabilities after the edit, (B, heads, L, 77).
         """
+        if self.by_onednn(x, norm, control, capture):
+            return self.attend(x, norm, context), None
+        x = norm(x)
         q, k, v = (
             self.split(self.to_q(x)),
             self.split(self.to_k(context)),

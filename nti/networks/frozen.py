@@ -4,11 +4,11 @@ needs.
 PyTorch saves for each of GroupNorm, SiLU and convolution its whole input, the last for a weight
 gradient that nobody asks for here. These save one tensor where those save three: what a backward
 pass can compute again in less time than the convolution beside it takes, it does, and on a CPU the
-inside of the feed-forward and the projections of self-attention, too. With weights that do learn
+inside of the feed-forward and the projections of attention, too. With weights that do learn
 (training the embedded model) each falls back to PyTorch's own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ __all__ = [
     "GroupNorm",
     "GroupNormSiLU",
     "Linear",
-    "attend_to_itself",
+    "attend",
     "by_onednn",
     "recomputed",
 ]
@@ -79,48 +79,77 @@ class _Linear(torch.autograd.Function):
         return linear(grads[0], weight.t()), None, None
 
 
-def attend_to_itself(
-    x: Tensor, norm: nn.LayerNorm, projections: tuple[Linear, Linear, Linear], heads: int
+def attend(
+    x: Tensor,
+    norm: nn.LayerNorm,
+    context: Tensor | None,
+    projections: tuple[Linear, Linear, Linear],
+    heads: int,
 ) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v of norm(x)'s projections q, k, v: (B, L, heads * d) -> the same.
+    """softmax(q k^T / sqrt(d)) v, of norm(x)'s projection q and the context's k and v.
 
-    Where `by_onednn` holds: x, the result and a number a query are saved, and the backward pass
-    projects again.
+    Where `by_onednn` holds: beside x and the context the result and a number a query are saved, and
+    the backward pass projects again.
+
+    Args:
+        x: (B, L, heads * d).
+        norm: of x.
+        context: (B, S, C); None: norm(x).
+        projections: to q, k and v.
+        heads: their number.
+
+    Returns:
+        (B, L, heads * d).
+
     """
     weights = [layer.weight for layer in projections]
-    out: Tensor = _SelfAttention.apply(x, norm.weight, norm.bias, norm.eps, heads, *weights)[0]
+    out: Tensor = _Attention.apply(x, context, norm.weight, norm.bias, norm.eps, heads, *weights)[0]
     return out
 
 
-class _SelfAttention(torch.autograd.Function):
+class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
-        x: Tensor, scale: Tensor, shift: Tensor, eps: float, heads: int, *weights: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        x: Tensor, context: Tensor | None, scale: Tensor, shift: Tensor, eps: float, heads: int,
+        *weights: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         normed = F.layer_norm(x, scale.shape, scale, shift, eps)
-        q, k, v = (_heads(linear(normed, weight), heads) for weight in weights)
+        q, k, v = _project(normed, context, heads, weights)
         out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
         return _tokens(out), lse
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, scale, shift, ctx.eps, ctx.heads, *weights = inputs
+        x, context, scale, shift, ctx.eps, ctx.heads, *weights = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, scale, shift, *output, *weights)
+        ctx.save_for_backward(x, context, scale, shift, *output, *weights)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, shift, out, lse, *weights = ctx.saved_tensors
+        x, context, scale, shift, out, lse, *weights = ctx.saved_tensors
         normed, mean, rstd = aten.native_layer_norm(x, scale.shape, scale, shift, ctx.eps)
-        q, k, v = (_heads(linear(normed, weight), ctx.heads) for weight in weights)
+        q, k, v = _project(normed, context, ctx.heads, weights)
         of_qkv = aten._scaled_dot_product_flash_attention_for_cpu_backward(
             _heads(grads[0], ctx.heads), q, k, v, _heads(out, ctx.heads), lse, 0.0, False
         )
-        of_normed = linear(_tokens(of_qkv[0]), weights[0].t())
-        for grad, weight in zip(of_qkv[1:], weights[1:], strict=True):
-            of_normed += linear(_tokens(grad), weight.t())
-        return _to_normed_input(of_normed, x, scale, shift, mean, rstd), *[None] * 7
+        of_normed, of_k, of_v = (
+            linear(_tokens(grad), w.t()) for grad, w in zip(of_qkv, weights, strict=True)
+        )
+        of_source = of_k.add_(of_v)
+        if context is None:
+            of_normed += of_source
+        of_x = _to_normed_input(of_normed, x, scale, shift, mean, rstd)
+        return of_x, None if context is None else of_source, *[None] * 7
+
+
+def _project(
+    normed: Tensor, context: Tensor | None, heads: int, weights: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries of the first, keys and values of the second or else of the first."""
+    inputs = normed, *[normed if context is None else context] * 2
+    q, k, v = (_heads(linear(x, w), heads) for x, w in zip(inputs, weights, strict=True))
+    return q, k, v
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
@@ -160,10 +189,11 @@ class FeedForward(nn.Module):
         """X (B, L, c) -> the same shape, of x after its norm."""
         into, out = self.proj_in, self.proj_out
         weights = into.weight, into.bias, out.weight, out.bias
-        if by_onednn(x, x.shape[:-1].numel(), *weights, norm.weight, norm.bias):
+        plain = self.backend == "reference"
+        if plain and by_onednn(x, x.shape[:-1].numel(), *weights, norm.weight, norm.bias):
             result: Tensor = _FeedForward.apply(x, norm.weight, norm.bias, norm.eps, *weights)
         else:
-            result = out(geglu(into(norm(x)), backend=eager(self.backend)))
+            result = out(geglu(into(norm(x)), backend=unless_compiling(self.backend)))
         return result
 
 
@@ -297,12 +327,12 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, c, h, w) -> the same shape."""
-        if self.weight.requires_grad:
+        if self.weight.requires_grad or self.bias.requires_grad:
             normed = super().forward(x)
             return F.silu(normed) if self.silu else normed
         return group_norm(
             x, self.weight, self.bias, self.num_groups, self.eps,
-            silu=self.silu, backend=eager(self.backend),
+            silu=self.silu, backend=unless_compiling(self.backend),
         )  # fmt: skip
 
 
@@ -312,7 +342,7 @@ class GroupNormSiLU(GroupNorm):
     silu = True
 
 
-def eager(backend: str) -> str:
+def unless_compiling(backend: str) -> str:
     """Return who computes what the compiler fuses by itself: nobody else, if it is compiling."""
     return "reference" if torch.compiler.is_compiling() else backend
 

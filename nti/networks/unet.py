@@ -114,7 +114,7 @@ class SpatialTransformer(nn.Module):
         """X and its tokens -> the shape of x, word maps (R, W, h, w) if this site gives them."""
         height, width = x.shape[-2:]
         found = self._collector(capture, "cross")
-        attended, maps = self.cross_attention(self.norm_2(h), context, control, found)
+        attended, maps = self.cross_attention(h, self.norm_2, context, control, found)
         h = h + attended
         h = h + self.feed_forward(h, self.norm_3)
         self._keep(capture, "cross", found, height)

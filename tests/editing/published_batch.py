@@ -107,11 +107,12 @@ def published_edit(
     def cross_forward(
         layer: CrossAttention,
         x: Tensor,
+        norm: LayerNorm,
         context: Tensor,
         control: AttentionControl | None,
         capture: object = None,
     ) -> tuple[Tensor, None]:
-        return controller.attend(layer, x, context, cross=True), None
+        return controller.attend(layer, norm(x), context, cross=True), None
 
     rows = controller.rows
     schedule = model.schedule(inversion.steps)

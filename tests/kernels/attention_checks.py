@@ -3,8 +3,7 @@ on the CPU by `interpreter_worker.py`, in a process of its own.
 """
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from nti.kernels import self_attention_triton
@@ -15,9 +14,8 @@ from nti.kernels.self_attention import self_attention
 from nti.kernels.self_attention_triton import self_attention_forward
 from nti.kernels.tiles import INTERPRETED, Tiles
 from torch import Tensor
-from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from checks import DTYPES, Op, Watch, normal, poisoned_memory, refusal, with_gradients
 from nti.compilation import compiles
 from nti.config import UNetConfig
 from nti.networks.attention import CrossAttention, SelfAttention, set_backend
@@ -25,57 +23,12 @@ from nti.networks.control import AttentionControl
 from nti.networks.unet import UNet
 from tolerances import FORWARD_FACTOR, GRADIENT_FACTOR, assert_as_exact_as_torch, assert_close
 
-DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 TOKENS = 77
-
-Op = Callable[..., Tensor]
-
-
-@contextmanager
-def poisoned_memory() -> Iterator[None]:
-    """Fill what is allocated with NaN, so that an element never written shows."""
-    torch.use_deterministic_algorithms(True)
-    try:
-        assert torch.empty(1).isnan().all()
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-def normal(name: str, dtype: torch.dtype, device: str) -> Callable[..., Tensor]:
-    """Random tensors, other ones for every check and the same in every run."""
-    g = torch.Generator().manual_seed(sum(i * ord(c) for i, c in enumerate(name, 1)))
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g, dtype=torch.float64).to(device, dtype)
-
-    return draw
 
 
 def heads_last(x: Tensor) -> Tensor:
     """As attention gets them: (B, L, heads, d) in memory, (B, heads, L, d) to look at."""
     return x.transpose(1, 2)
-
-
-class Watch(TorchDispatchMode):
-    """Keep the names of the ops that are dispatched."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ops: list[str] = []
-
-    def __torch_dispatch__(
-        self, op: OpOverload, types: object, args: tuple = (), kwargs: dict | None = None
-    ) -> object:
-        self.ops.append(op.name())
-        return op(*args, **(kwargs or {}))
-
-
-def with_gradients(op: Op, inputs: list[Tensor], cotangent: Tensor) -> list[Tensor]:
-    inputs = [x.detach().requires_grad_() for x in inputs]
-    out = op(*inputs)
-    gradients = torch.autograd.grad(out, inputs, cotangent.to(out.dtype))
-    return [out.detach(), *gradients]
 
 
 def compare_gradients(op: Op, inputs: list[Tensor], cotangent: Tensor) -> None:
@@ -221,7 +174,8 @@ def check_control_in_one_graph(device: str) -> None:
         return graph.forward
 
     def run(control: AttentionControl) -> tuple[Tensor, Tensor]:
-        out, maps = modules[1](modules[0](x, modules[2], control), context, control)
+        norm = modules[2]
+        out, maps = modules[1](modules[0](x, norm, control), norm, context, control)
         return out, maps
 
     compiled = torch.compile(run, fullgraph=True, backend=count)
@@ -304,14 +258,6 @@ def check_refusals(device: str) -> None:
     learns = q.clone().requires_grad_()
     out, _ = cfg_attention(learns, k, k, fold, backend="triton")
     assert "edited batch" in refusal(lambda: out.sum().backward())
-
-
-def refusal(run: Callable[[], object]) -> str:
-    try:
-        run()
-    except ValueError as error:
-        return str(error)
-    return "nothing was refused"
 
 
 def _checks() -> dict[str, Callable[[str], None]]:

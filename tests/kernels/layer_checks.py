@@ -13,15 +13,14 @@ from nti.kernels.group_norm import group_norm
 from nti.kernels.group_norm_triton import group_norm_backward, group_norm_forward
 from torch import Tensor
 
-from attention_checks import DTYPES, Watch, normal, poisoned_memory, refusal, with_gradients
+from attention_checks import TOKENS, small_unet
+from checks import DTYPES, Op, Watch, normal, poisoned_memory, refusal, with_gradients
 from nti.compilation import compiles
 from nti.networks.attention import set_backend
 from nti.networks.frozen import FeedForward, GroupNormSiLU
 from tolerances import FORWARD_FACTOR, GRADIENT_FACTOR, assert_as_exact_as_torch, assert_close
 
 EPS = 1e-5
-
-Op = Callable[..., Tensor]
 
 
 def last(x: Tensor) -> Tensor:
@@ -65,10 +64,10 @@ def check_norm(
         group_norm_triton.LANES = shipped
 
 
-def check_geglu(device: str, name: str, dtype: str, rows: int, width: int) -> None:
+def check_geglu(device: str, name: str, dtype: str, rows: tuple[int, int], width: int) -> None:
     """Gates from far below zero, where GELU vanishes, to far above."""
     draw = normal(name, DTYPES[dtype], device)
-    compare(geglu, 3 * draw(2, rows, 2 * width), draw(2, rows, width))
+    compare(geglu, 3 * draw(*rows, 2 * width), draw(*rows, width))
 
 
 def check_any_layout(device: str) -> None:
@@ -81,39 +80,70 @@ def check_any_layout(device: str) -> None:
         return group_norm(x, *wide, 3, EPS, silu=True, backend=backend)
 
     exact = with_gradients(functools.partial(norm, backend="reference"), [x.double()], cotangent)
-    for given, grad in (
-        (x, last(cotangent)),
-        (last(x), cotangent),
-        (x.mT.contiguous().mT, cotangent),
-    ):
-        for a, b in zip(with_gradients(norm, [given], grad), exact, strict=True):
+    turned = x.mT.contiguous().mT
+    for given, grad in ((x, last(cotangent)), (last(x), cotangent), (turned, cotangent)):
+        with poisoned_memory():
+            ours = with_gradients(norm, [given], grad)
+        for a, b in zip(ours, exact, strict=True):
             assert_close(a, b.float())
-    y, ones = draw(5, 2, 24), torch.ones((), device=device).expand(2, 5, 12)
-    exact = with_gradients(geglu, [y.double().transpose(0, 1)], ones)
-    for a, b in zip(
-        with_gradients(functools.partial(geglu, backend="triton"), [y.transpose(0, 1)], ones),
-        exact,
-        strict=True,
-    ):
+    y, ones = draw(5, 2, 24).transpose(0, 1), torch.ones((), device=device).expand(2, 5, 12)
+    exact = with_gradients(geglu, [y.double()], ones)
+    with poisoned_memory():
+        ours = with_gradients(functools.partial(geglu, backend="triton"), [y], ones)
+    for a, b in zip(ours, exact, strict=True):
         assert_close(a, b.float())
 
 
-def check_results_stay_channels_last(device: str) -> None:
-    """No convolution has to lay out anew what a norm gave it, forward or backward."""
-    draw = normal("last", torch.float32, device)
-    x, weight, bias = last(draw(2, 12, 4, 6)), draw(12), draw(12)
-    y, d_x = with_gradients(
-        lambda x: group_norm(x, weight, bias, 3, EPS, backend="triton"), [x], last(draw(*x.shape))
-    )
-    for each in (y, d_x):
-        assert each.is_contiguous(memory_format=torch.channels_last)
+def check_nothing_is_laid_out_anew(device: str) -> None:
+    """What the UNet gives the ops, forward and backward, already lies as they read it."""
+    unet = small_unet(device).to(memory_format=torch.channels_last)
+    set_backend(unet, "triton")
+    draw = normal("anew", torch.float32, device)
+    latent, cotangent = last(draw(1, 4, 4, 4)), last(draw(1, 4, 4, 4))
+    context = draw(1, TOKENS, 24).requires_grad_()
+    with Watch() as watch:
+        eps, _ = unet(latent, torch.full((1,), 5, device=device), context)
+        torch.autograd.grad(eps, context, cotangent)
+    seen = set()
+    for name, tensors in watch.given:
+        maps = [x for x in tensors if x.ndim == 4]
+        if "group_norm" in name:
+            lies = [x.is_contiguous(memory_format=torch.channels_last) for x in maps]
+        elif "geglu" in name:
+            lies = [x.is_contiguous() for x in tensors]
+        elif name.startswith("nti::"):
+            lies = [x.transpose(1, 2).is_contiguous() for x in maps]
+        else:
+            continue
+        seen.add(name)
+        assert lies and all(lies), name
+    assert len(seen) == 7
+
+
+def check_one_row_repeats(device: str) -> None:
+    """The same bits from every run, and from a row whatever rows are beside it."""
+    draw = normal("repeat", torch.float16, device)
+    x, weight, bias = last(draw(2, 48, 24, 24)), draw(48), draw(48)
+    wide = draw(2, 9, 600)
+
+    def norm(x: Tensor) -> Tensor:
+        return group_norm(x, weight, bias, 3, EPS, silu=True, backend="triton")
+
+    gate = functools.partial(geglu, backend="triton")
+    for op, given, grad in ((norm, x, x.flip(1)), (gate, wide, wide[..., :300])):
+        first = with_gradients(op, [given], grad)
+        again = with_gradients(op, [given], grad)
+        alone = with_gradients(op, [given[:1]], grad[:1])
+        for a, b, c in zip(first, again, alone, strict=True):
+            assert torch.equal(a, b)
+            assert torch.equal(a[:1], c)
 
 
 def check_opcheck(device: str) -> None:
     """Schemas, fakes (true strides) and tracing of all four ops."""
     draw = normal("opcheck", torch.float32, device)
     x, weight, bias = last(draw(2, 12, 4, 6)), draw(12), draw(12)
-    for given in (x, x.contiguous()):
+    for given in (x, x.contiguous(), x[:1], x[:, :, :1, :1]):
         torch.library.opcheck(group_norm_forward, (given, weight, bias, 3, EPS, True))
     _, stats = group_norm_forward(x, weight, bias, 3, EPS, True)
     torch.library.opcheck(group_norm_backward, (draw(*x.shape), x, weight, bias, stats, True))
@@ -173,6 +203,9 @@ def check_refusals(device: str) -> None:
     norm = functools.partial(group_norm, weight=weight, bias=weight, eps=EPS, backend="triton")
     assert "float64" in refusal(lambda: norm(x.double(), groups=3))
     assert "(1, 12, 2, 2)" in refusal(lambda: norm(x, groups=5))
+    assert "with positions" in refusal(lambda: norm(x[:, :, :0], groups=3))
+    assert "weight: got (11,)" in refusal(lambda: norm(x, groups=3, weight=weight[:11]))
+    assert "bias: got (12,)" in refusal(lambda: norm(x, groups=3, bias=draw(24)[::2]))
     assert "float64" in refusal(lambda: geglu(x.double(), backend="triton"))
     assert "even number" in refusal(lambda: geglu(draw(2, 5), backend="triton"))
 
@@ -188,15 +221,18 @@ def _checks() -> dict[str, Callable[[str], None]]:
     # groups in a program, groups divided into equal parts, and with a rest.
     norms = [(10, (8, 8), True, 0), (30, (5, 7), True, 0), (40, (20, 20), True, 0)]
     norms += [(10, (12, 15), True, 512), (4, (6, 6), False, 0), (80, (7, 5), False, 1024)]
+    norms += [(16, (1, 1), True, 0)]
     for i, (size, sides, silu, lanes) in enumerate(norms):
         for dtype in DTYPES if i < 4 else ("f16",):
             shape = f"{size}x{sides[0]}x{sides[1]}"
             name = f"norm-{'silu-' * silu}{shape}-{dtype}"
             add(name, check_norm, dtype, size, sides, silu, lanes)
     for dtype in DTYPES:
-        add(f"geglu-9x300-{dtype}", check_geglu, dtype, 9, 300)
+        add(f"geglu-18x300-{dtype}", check_geglu, dtype, (2, 9), 300)
+    add("geglu-1x512-f16", check_geglu, "f16", (1, 1), 512)
     add("layers-any-layout", check_any_layout)
-    add("norm-stays-channels-last", check_results_stay_channels_last)
+    add("layers-nothing-laid-out-anew", check_nothing_is_laid_out_anew)
+    add("layers-repeat", check_one_row_repeats)
     add("layers-opcheck", check_opcheck)
     if compiles():
         add("layers-vjp-in-one-graph", check_vjp_in_one_graph)

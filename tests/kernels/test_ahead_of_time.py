@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from torch import nn
 
 pytest.importorskip("triton")
 from nti.kernels.attention_backward_triton import attention_backward
@@ -17,6 +18,10 @@ from nti.kernels.group_norm_triton import group_norm_backward, group_norm_forwar
 from nti.kernels.self_attention_triton import self_attention_forward
 
 from ahead_of_time import Resources, compile_for, launches_of
+from nti.config import SD_V1, UNetConfig
+from nti.model import locate
+from nti.networks.frozen import GroupNorm
+from nti.networks.unet import UNet
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels cannot be compiled"
@@ -29,11 +34,6 @@ the least of those that run the code for 8.0.
 
 SITES = {40: 4096, 80: 1024, 160: 256}
 """SD v1 at 512 px: positions by head size; 8 heads."""
-
-LAYERS = {320: 64, 640: 32, 960: 64, 1280: 8, 1920: 32, 2560: 16, 64: 16}
-"""Sides of the feature map by its channels: where the UNet's norms are, the last the embedded
-model's; groups of 10 to 80 channels, whole and divided.
-"""
 
 Op = Callable[[], object]
 
@@ -58,20 +58,45 @@ def attention(dtype: torch.dtype, head: int, length: int) -> dict[str, Op]:
     }
 
 
-def layers(dtype: torch.dtype, channels: int) -> dict[str, Op]:
-    """The ops between the products, likewise."""
-    side = LAYERS[channels]
+def norms(config: UNetConfig, side: int) -> set[tuple[int, int, int, bool]]:
+    """Channels, groups, side of the map, and whether SiLU follows, of all norms of a UNet."""
+    found = set()
+
+    def note(norm: nn.Module, given: tuple[torch.Tensor], _: torch.Tensor) -> None:
+        assert isinstance(norm, GroupNorm)
+        found.add((norm.num_channels, norm.num_groups, given[0].shape[-1], norm.silu))
+
+    with torch.device("meta"):
+        unet = UNet(config).requires_grad_(False)
+        for module in unet.modules():
+            if isinstance(module, GroupNorm):
+                module.register_forward_hook(note)
+        latent, context = torch.empty(1, 4, side, side), torch.empty(1, 77, config.context_dim)
+        unet(latent, torch.empty(1), context)
+    return found
+
+
+SD_NORMS = norms(SD_V1.unet, 64)
+NORMS = sorted(SD_NORMS | norms(locate(None)[1].unet, 16))
+"""Of Stable Diffusion v1 at 512 px, and of the embedded model."""
+WIDTHS = {1280: 4096, 2560: 1024, 5120: 256, 256: 256}
+"""Positions by the width of a feed-forward, the last the embedded model's."""
+
+
+def norm(dtype: torch.dtype, channels: int, groups: int, side: int, silu: bool) -> dict[str, Op]:
+    """One norm's ops, likewise."""
     x = torch.empty(3, channels, side, side, dtype=dtype).to(memory_format=torch.channels_last)
-    weight, stats = x.new_empty(channels), torch.empty(3, 32, 2)
-    wide, narrow = (x.new_empty(3, side**2, n * channels) for n in (8, 4))
+    weight, stats = x.new_empty(channels), torch.empty(3, groups, 2)
     return {
-        "norm": lambda: group_norm_forward(x, weight, weight, 32, 1e-6, False),
-        "norm-backward": lambda: group_norm_backward(x, x, weight, weight, stats, False),
-        "norm-silu": lambda: group_norm_forward(x, weight, weight, 32, 1e-5, True),
-        "norm-silu-backward": lambda: group_norm_backward(x, x, weight, weight, stats, True),
-        "geglu": lambda: geglu_forward(wide),
-        "geglu-backward": lambda: geglu_backward(narrow, wide),
+        "forward": lambda: group_norm_forward(x, weight, weight, groups, 1e-5, silu),
+        "backward": lambda: group_norm_backward(x, x, weight, weight, stats, silu),
     }
+
+
+def gate(dtype: torch.dtype, width: int) -> dict[str, Op]:
+    """The ops of one feed-forward's gate, likewise."""
+    x, d_out = (torch.empty(3, WIDTHS[width], n * width, dtype=dtype) for n in (2, 1))
+    return {"forward": lambda: geglu_forward(x), "backward": lambda: geglu_backward(d_out, x)}
 
 
 def measured(op: Op) -> Iterator[tuple[str, int, Resources]]:
@@ -102,13 +127,25 @@ def test_compiled_attention_neither_spills_nor_overflows(
     assert_it_fits(attention(dtype, head, SITES.get(head, 256))[name])
 
 
-@pytest.mark.parametrize("name", layers(torch.float16, 64))
-@pytest.mark.parametrize("channels", LAYERS)
+@pytest.mark.parametrize("site", NORMS, ids=lambda site: "-".join(map(str, site)))
 @HALF
-def test_compiled_layers_neither_spill_nor_overflow(
-    dtype: torch.dtype, channels: int, name: str
+def test_compiled_norms_neither_spill_nor_overflow(
+    dtype: torch.dtype, site: tuple[int, int, int, bool]
 ) -> None:
-    assert_it_fits(layers(dtype, channels)[name])
+    for op in norm(dtype, *site).values():
+        assert_it_fits(op)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@HALF
+def test_compiled_gates_neither_spill_nor_overflow(dtype: torch.dtype, width: int) -> None:
+    for op in gate(dtype, width).values():
+        assert_it_fits(op)
+
+
+def test_all_norms_were_found() -> None:
+    assert {channels for channels, *_ in SD_NORMS} == {320, 640, 960, 1280, 1920, 2560}
+    assert {side for _, _, side, _ in SD_NORMS} == {64, 32, 16, 8}
 
 
 def main() -> None:
@@ -122,8 +159,9 @@ def main() -> None:
             for kernel, needs in most(ops):
                 print(f"| {head} | {name} | `{kernel}` | {needs} |", flush=True)
     print(f"\n| kernel | {columns} |\n|---|---|---|---|")
-    ops = [op for dtype in dtypes for channels in LAYERS for op in layers(dtype, channels).values()]
-    for kernel, needs in most(ops):
+    sites = [norm(dtype, *site) for dtype in dtypes for site in NORMS]
+    sites += [gate(dtype, width) for dtype in dtypes for width in WIDTHS]
+    for kernel, needs in most([op for ops in sites for op in ops.values()]):
         print(f"| `{kernel}` | {needs} |")
 
 

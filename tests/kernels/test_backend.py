@@ -90,7 +90,7 @@ def test_the_backend_reaches_every_layer_that_has_a_kernel() -> None:
     norm, tokens = torch.nn.LayerNorm(32), torch.randn(1, 4, 32)
     for run in (
         lambda: network[0](tokens, norm, None),
-        lambda: network[1][0](tokens, torch.randn(1, 77, 24), None),
+        lambda: network[1][0](tokens, norm, torch.randn(1, 77, 24), None),
         lambda: network[2](torch.randn(1, 4, 2, 2)),
         lambda: network[3](tokens, norm),
     ):

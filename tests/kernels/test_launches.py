@@ -14,8 +14,9 @@ from nti.networks.attention import set_backend
 from nti.networks.frozen import FeedForward, GroupNorm
 from nti.networks.unet import UNet
 
-FREE = ("aten::_unsafe_view", "aten::empty_like", "aten::new_empty")
-"""They look at memory, or ask for it."""
+FREE = ("aten::_unsafe_view", "aten::empty_like", "aten::new_empty", "aten::clone")
+"""They look at memory, or ask for it. Copies are not to be counted here: convolutions on the meta
+device forget their layout (`layer_checks` looks for copies, on the CPU)."""
 
 
 class Counted(TorchDispatchMode):
@@ -54,7 +55,7 @@ def ops_of_an_iteration(norms: str) -> Counter[str]:
     return counted.ops
 
 
-def test_each_layer_is_one_op_and_nothing_is_laid_out_anew() -> None:
+def test_each_layer_is_one_op() -> None:
     ops = ops_of_an_iteration("triton")
     products = {"convolution", "convolution_backward", "mm", "addmm"}
     norms = {"native_layer_norm", "native_layer_norm_backward"}

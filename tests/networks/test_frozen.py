@@ -11,10 +11,9 @@ from nti.kernels.linear import is_onednn
 from torch import Tensor, nn
 
 from nti.networks import frozen as frozen_layers
-from nti.networks.attention import SelfAttention, set_backend
+from nti.networks.attention import CrossAttention, SelfAttention, set_backend
 from nti.networks.control import AttentionControl
 from nti.networks.frozen import Conv2d, GroupNormSiLU, Linear, recomputed
-from nti.networks.frozen import FeedForward as UNetFeedForward
 from tolerances import assert_close
 
 
@@ -102,7 +101,7 @@ class FeedForward(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm, self.inside = nn.LayerNorm(6), UNetFeedForward(6)
+        self.norm, self.inside = nn.LayerNorm(6), frozen_layers.FeedForward(6)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.inside(x.flatten(2).transpose(1, 2), self.norm)
@@ -121,6 +120,19 @@ class Itself(nn.Module):
         return out
 
 
+class Others(nn.Module):
+    """Cross-attention of two heads to some of the positions of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.inside = nn.LayerNorm(6), CrossAttention(6, 6, 2, maps_words=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        out, _ = self.inside(tokens, self.norm, 2 * tokens[:, :5], None)
+        return out
+
+
 class Tokens(nn.Module):
     """A linear layer on the positions of an image."""
 
@@ -134,7 +146,8 @@ class Tokens(nn.Module):
 
 ON_CPU: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "linear": (Tokens, "_Linear"),
-    "self-attention": (Itself, "_SelfAttention"),
+    "self-attention": (Itself, "_Attention"),
+    "cross-attention": (Others, "_Attention"),
     "feed-forward": (FeedForward, "_FeedForward"),
     "few positions": (lambda: Conv2d(6, 80, 3, padding=1), "_ColumnsConv2d"),
     "few strided positions": (lambda: Conv2d(6, 20, 3, stride=2, padding=1), "_ColumnsConv2d"),
@@ -214,6 +227,8 @@ def test_a_convolution_is_a_product_for_channels_last_alone(
         (FeedForward, "inside.proj_out.weight"),
         (Itself, "norm.bias"),
         (Itself, "inside.to_k.weight"),
+        (Others, "norm.weight"),
+        (Others, "inside.to_v.weight"),
     ],
 )
 def test_a_block_of_which_a_part_learns_gives_it_its_gradient(
@@ -222,6 +237,22 @@ def test_a_block_of_which_a_part_learns_gives_it_its_gradient(
     layer = make().requires_grad_(False)
     parameter = layer.get_parameter(name).requires_grad_()
     layer(torch.randn(1, 6, 4, 4)).square().sum().backward()
+    assert parameter.grad is not None and parameter.grad.abs().sum() > 0
+
+
+@needs_onednn
+def test_a_feed_forward_by_onednn_passes_over_no_backend(any_size: None) -> None:
+    layer = FeedForward().requires_grad_(False)
+    set_backend(layer, "triton")
+    with pytest.raises(ValueError, match="device: got 'cpu'"):
+        layer(torch.randn(1, 6, 4, 4))
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_a_norm_of_which_a_part_learns_gives_it_its_gradient(name: str) -> None:
+    layer = GroupNormSiLU(2, 4).requires_grad_(False)
+    parameter = layer.get_parameter(name).requires_grad_()
+    layer(torch.randn(1, 4, 6, 6)).square().sum().backward()
     assert parameter.grad is not None and parameter.grad.abs().sum() > 0
 
 
@@ -267,6 +298,13 @@ def test_a_feed_forward_keeps_its_input_alone(any_size: None) -> None:
 def test_self_attention_keeps_its_input_its_result_and_a_number_a_query(any_size: None) -> None:
     x = torch.randn(1, 6, 8, 8)
     assert held_by(Itself().requires_grad_(False), x) == [2 * 64 * 4, x.nbytes, x.nbytes]
+
+
+@needs_onednn
+def test_cross_attention_keeps_the_context_besides(any_size: None) -> None:
+    x = torch.randn(1, 6, 8, 8)
+    kept = [5 * 6 * 4, 2 * 64 * 4, x.nbytes, x.nbytes]
+    assert held_by(Others().requires_grad_(False), x) == kept
 
 
 @needs_onednn
