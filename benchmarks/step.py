@@ -4,7 +4,7 @@ loop.
 `published` leaves the weights trainable; `frozen` is the same loop with that one line repaired.
 `nti` is what ships. Three rows are it without one thing: `nti contiguous` without the channels-last
 layout (and convolutions as products, which need it), `nti, PyTorch's layers` with linear layers,
-convolutions, self-attention and feed-forward by PyTorch on a CPU, `nti every time` without
+convolutions, attention and feed-forward by PyTorch on a CPU, `nti every time` without
 computing once what does not depend on the embedding. On CUDA its step is also recorded as a graph,
 and both are timed without the Triton kernels of norms and gates, too (`nti contiguous` never has
 them, as they would undo it); section `compile` times it compiled.
