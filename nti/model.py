@@ -230,7 +230,7 @@ def load_model(
             (attention alone in steps that torch.compile compiles), or `auto`: Triton for half
             precision on CUDA, else the reference.
         memory: `low` computes the UNet's blocks again in the backward pass instead of keeping what
-            is inside them: at 512 pixels in float32 on a CPU 4.3 GiB at the peak instead of 4.6,
+            is inside them: at 512 pixels in float32 on a CPU 4.2 GiB at the peak instead of 4.6,
             for a third more time (`benchmarks/results/step.csv`).
 
     Returns:
