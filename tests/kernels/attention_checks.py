@@ -15,7 +15,16 @@ from nti.kernels.self_attention_triton import self_attention_forward
 from nti.kernels.tiles import INTERPRETED, Tiles
 from torch import Tensor
 
-from checks import DTYPES, Op, Watch, normal, poisoned_memory, refusal, with_gradients
+from checks import (
+    DTYPES,
+    Op,
+    Watch,
+    check_one_graph,
+    normal,
+    poisoned_memory,
+    refusal,
+    with_gradients,
+)
 from nti.compilation import compiles
 from nti.config import UNetConfig
 from nti.networks.attention import CrossAttention, SelfAttention, set_backend
@@ -138,7 +147,7 @@ def check_opcheck(device: str) -> None:
 
 
 def check_vjp_in_one_graph(device: str) -> None:
-    """torch.func.vjp through both ops, eager and captured without a break, as autograd does it."""
+    """The gradient to a context, through both ops."""
     draw = normal("vjp", torch.float32, device)
     x, context, cotangent = (draw(1, n, 32) for n in (20, TOKENS, 20))
 
@@ -147,15 +156,7 @@ def check_vjp_in_one_graph(device: str) -> None:
         crossed, _ = cfg_attention(q, k, v, backend="triton")
         return self_attention(crossed, q, 2 * crossed, backend="triton").transpose(1, 2).flatten(2)
 
-    def pulled(context: Tensor) -> tuple[Tensor, Tensor]:
-        out, pull = torch.func.vjp(attend, context)
-        return out, pull(cotangent)[0]
-
-    out, gradient = with_gradients(attend, [context], cotangent)
-    compiled = torch.compile(pulled, fullgraph=True, backend="aot_eager")
-    for a, b in (pulled(context), compiled(context)):
-        assert_close(a.detach(), out)
-        assert_close(b.detach(), gradient)
+    check_one_graph(attend, context, cotangent)
 
 
 def check_control_in_one_graph(device: str) -> None:

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tolerances import assert_close
+
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 Op = Callable[..., Tensor]
@@ -35,18 +37,21 @@ def normal(name: str, dtype: torch.dtype, device: str) -> Callable[..., Tensor]:
 
 
 class Watch(TorchDispatchMode):
-    """Keep the names of the ops that are dispatched, and the tensors that they are given."""
+    """Keep the ops that are dispatched, and the tensors that they are given."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.ops: list[str] = []
-        self.given: list[tuple[str, list[Tensor]]] = []
+        self.given: list[tuple[OpOverload, list[Tensor]]] = []
+
+    @property
+    def ops(self) -> list[str]:
+        """The names of the ops."""
+        return [op.name() for op, _ in self.given]
 
     def __torch_dispatch__(
         self, op: OpOverload, types: object, args: tuple = (), kwargs: dict | None = None
     ) -> object:
-        self.ops.append(op.name())
-        self.given.append((op.name(), [x for x in args if isinstance(x, Tensor)]))
+        self.given.append((op, [x for x in args if isinstance(x, Tensor)]))
         return op(*args, **(kwargs or {}))
 
 
@@ -55,6 +60,20 @@ def with_gradients(op: Op, inputs: list[Tensor], cotangent: Tensor) -> list[Tens
     out = op(*inputs)
     gradients = torch.autograd.grad(out, inputs, cotangent.to(out.dtype))
     return [out.detach(), *gradients]
+
+
+def check_one_graph(op: Callable[[Tensor], Tensor], x: Tensor, cotangent: Tensor) -> None:
+    """torch.func.vjp through an op, eager and captured without a break, is autograd's gradient."""
+
+    def pulled(x: Tensor) -> tuple[Tensor, Tensor]:
+        out, pull = torch.func.vjp(op, x)
+        return out, pull(cotangent)[0]
+
+    out, gradient = with_gradients(op, [x], cotangent)
+    compiled = torch.compile(pulled, fullgraph=True, backend="aot_eager")
+    for a, b in (pulled(x), compiled(x)):
+        assert_close(a.detach(), out)
+        assert_close(b.detach(), gradient)
 
 
 def refusal(run: Callable[[], object]) -> str:

@@ -4,11 +4,9 @@ from collections import Counter
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
-from torch._ops import OpOverload
-
+from checks import Watch
 from nti.config import SD_V1
 from nti.networks.attention import set_backend
 from nti.networks.frozen import FeedForward, GroupNorm
@@ -17,22 +15,6 @@ from nti.networks.unet import UNet
 FREE = ("aten::_unsafe_view", "aten::empty_like", "aten::new_empty", "aten::clone")
 """They look at memory, or ask for it. Copies are not to be counted here: convolutions on the meta
 device forget their layout (`layer_checks` looks for copies, on the CPU)."""
-
-
-class Counted(TorchDispatchMode):
-    """Count the ops that are dispatched, but those that launch nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ops: Counter[str] = Counter()
-
-    def __torch_dispatch__(
-        self, op: OpOverload, types: object, args: tuple = (), kwargs: dict | None = None
-    ) -> object:
-        name = op.name().split(".")[0]
-        if not op.is_view and name not in FREE:
-            self.ops[name] += 1
-        return op(*args, **(kwargs or {}))
 
 
 def ops_of_an_iteration(norms: str) -> Counter[str]:
@@ -49,10 +31,11 @@ def ops_of_an_iteration(norms: str) -> Counter[str]:
         latent = torch.empty(1, 4, 64, 64).half().to(memory_format=torch.channels_last)
         context = torch.empty(1, 77, 768).half().requires_grad_()
         begun = unet.begin(latent, torch.empty(1, dtype=torch.int64))
-    with Counted() as counted:
+    with Watch() as watch:
         eps, _ = unet.finish(begun, context)
         torch.autograd.grad(eps, context, torch.empty_like(eps))
-    return counted.ops
+    names = [op.name().split(".")[0] for op, _ in watch.given if not op.is_view]
+    return Counter(name for name in names if name not in FREE)
 
 
 def test_each_layer_is_one_op() -> None:
