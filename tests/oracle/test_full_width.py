@@ -6,6 +6,7 @@ Theirs is gone before ours is loaded, so that both fit into 8 GB.
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -90,12 +91,13 @@ def both_cores() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor]]:
+def written() -> Iterator[tuple[Path, dict[str, Tensor]]]:
     """The directory that diffusers wrote, and what its networks made of the inputs."""
-    folder = tmp_path_factory.mktemp("diffusers")
     writers: tuple[Callable[[Path], dict[str, Tensor]], ...] = unet_output, vae_output, text_output
-    with torch.no_grad():
-        return folder, {k: v for write in writers for k, v in write(folder).items()}
+    with TemporaryDirectory() as folder:  # two gigabytes, which pytest would keep
+        with torch.no_grad():
+            outputs = {k: v for write in writers for k, v in write(Path(folder)).items()}
+        yield Path(folder), outputs
 
 
 @pytest.fixture(scope="module")
