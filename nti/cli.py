@@ -159,7 +159,10 @@ def _common_options() -> _Parser:
         "--compile", action="store_true", help="compile the steps first: minutes, then faster"
     )
     common.add_argument(
-        "--cuda-graph", action="store_true", help="on cuda: no launch overhead, without compiling"
+        "--cuda-graph",
+        action=argparse.BooleanOptionalAction,
+        help="on cuda, record steps as CUDA graphs: no launch overhead, without compiling (default:"
+        " the inner iteration alone)",
     )
     common.add_argument("--steps", type=int, metavar="T", help="timesteps (50)")
     common.add_argument(
@@ -301,6 +304,7 @@ def _invert(options: argparse.Namespace) -> None:
         inner_steps=options.inner_steps,
         method=options.method,
         progress=True,
+        cuda_graph=options.cuda_graph is not False,
     )
     inversion.save(output)
     print(f"wrote {output}")

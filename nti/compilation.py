@@ -14,7 +14,7 @@ from nti.networks.unet import Begun
 from nti.sampling.schedule import StepCoefficients
 from nti.sampling.step import AdamState
 
-__all__ = ["CompiledModel", "compile_model", "compiles"]
+__all__ = ["CompiledModel", "compile_model", "compiles", "recorded"]
 
 COMPILES_FROM = (2, 11)
 """The first PyTorch that traces a gradient through functions with a backward pass of their own."""
@@ -57,13 +57,33 @@ def compile_model(
     return CompiledModel(
         model,
         partial(
-            torch.compile,
-            fullgraph=True,
-            dynamic=False,
+            _compiled,
             backend=backend,
             mode="reduce-overhead" if cuda and backend == "inductor" else None,
         ),
     )
+
+
+def recorded(model: StableDiffusion) -> StableDiffusion:
+    """Return the model with steps that are recorded as CUDA graphs, if it is on CUDA and eager.
+
+    Its graphs and their memory last as long as what is returned. A step that cannot be recorded
+    runs as it is, after a warning.
+    """
+    if isinstance(model, CompiledModel) or model.device.type != "cuda":
+        return model
+    return CompiledModel(model, partial(CudaGraph, required=False))
+
+
+def _compiled(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
+    step = torch.compile(function, fullgraph=True, dynamic=False, **settings)
+
+    def call(*arguments: Any) -> Any:
+        # CUDA graphs may reuse the memory of the last call's results, which were copied.
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        return step(*arguments)
+
+    return call
 
 
 def compiles() -> bool:
@@ -94,7 +114,6 @@ class CompiledModel(StableDiffusion):
         guidance_scale: float | Tensor,
     ) -> Tensor:
         """z_t -> z_{t-1}: see `nti.sampling.step.guided_step`."""
-        _new_step()
         out: Tensor = self._step(
             latent,
             _tensor(timestep, latent, torch.int64),
@@ -119,7 +138,6 @@ class CompiledModel(StableDiffusion):
         active: Tensor,
     ) -> tuple[Tensor, AdamState, Tensor]:
         """One inner iteration: see `nti.sampling.step.null_text_iteration`."""
-        _new_step()
         updated, state, loss = self._iteration(
             begun,
             uncond,
@@ -146,7 +164,6 @@ class CompiledModel(StableDiffusion):
         """See `StableDiffusion`; a call that captures maps is not compiled."""
         if capture is not None:
             return super().predict_noise_controlled(latent, timestep, context, control, capture)
-        _new_step()
         t = _tensor(timestep, latent, torch.int64)
         eps, maps = self._controlled(latent, t, context, control)
         return eps.clone(), None if maps is None else maps.clone()
@@ -158,8 +175,3 @@ def _tensor(value: float | Tensor, like: Tensor, dtype: torch.dtype | None = Non
     if isinstance(value, Tensor):
         return value.to(like.device, dtype)
     return like.new_full((), value, dtype=dtype)
-
-
-def _new_step() -> None:
-    """Let CUDA graphs reuse the memory of the last call's results, which were copied."""
-    torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]

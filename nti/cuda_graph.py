@@ -1,5 +1,6 @@
 """A pure function of tensors as a CUDA graph: no launch overhead, and nothing to compile."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -14,6 +15,8 @@ WARMUP = 3
 
 Function = Callable[..., Any]
 Recorder = Callable[[Function, tuple[Any, ...]], tuple[Callable[[], object], Any]]
+Recording = tuple[list[Tensor | None], Callable[[], object], Any]
+"""Where it reads its arguments, what replays it, and where its results are."""
 
 
 def record(function: Function, arguments: tuple[Any, ...]) -> tuple[Callable[[], object], Any]:
@@ -35,11 +38,16 @@ class CudaGraph:
 
     Arguments and results are tensors, None, tuples and dataclasses of them. The results are
     overwritten by the next call: copy what has to stay.
+
+    Where recording fails (no memory left for it, say), the error is raised; or, if the graph is not
+    `required`, there is a warning and the function is called as it is.
     """
 
-    def __init__(self, function: Function, recorder: Recorder = record) -> None:
-        self.function, self.recorder = function, recorder
-        self.recorded: dict[object, tuple[list[Tensor | None], Callable[[], object], Any]] = {}
+    def __init__(
+        self, function: Function, recorder: Recorder = record, *, required: bool = True
+    ) -> None:
+        self.function, self.recorder, self.required = function, recorder, required
+        self.recorded: dict[object, Recording | None] = {}
 
     def __call__(self, *arguments: Any) -> Any:
         """Copy the arguments to where the recording reads them, and replay it."""
@@ -51,14 +59,29 @@ class CudaGraph:
     def _replay(self, arguments: tuple[Any, ...], given: list[Tensor | None]) -> Any:
         key = tuple(None if x is None else (x.shape, x.stride(), x.dtype) for x in given)
         if key not in self.recorded:
-            kept = _copied(arguments)
-            self.recorded[key] = (_tensors(kept), *self.recorder(self.function, kept))
-        places, replay, results = self.recorded[key]
+            self.recorded[key] = self._recording(_copied(arguments))
+        recording = self.recorded[key]
+        if recording is None:
+            return self.function(*arguments)
+        places, replay, results = recording
         for place, value in zip(places, given, strict=True):
             if place is not None and value is not None:
                 place.copy_(value)
         replay()
         return results
+
+    def _recording(self, kept: tuple[Any, ...]) -> "Recording | None":
+        try:
+            return _tensors(kept), *self.recorder(self.function, kept)
+        except RuntimeError as error:
+            if self.required:
+                raise
+            warnings.warn(
+                f"CUDA graph: could not record this step ({error}); it runs without, launch by"
+                " launch, and slower",
+                stacklevel=2,
+            )
+            return None
 
 
 def _tensors(value: Any) -> list[Tensor | None]:

@@ -262,6 +262,24 @@ def test_errors_are_one_line_and_exit_code_2(
 
 
 @pytest.mark.parametrize(
+    ("flags", "expected"), [([], True), (["--no-cuda-graph"], False)], ids=["default", "no"]
+)
+def test_an_inversion_may_record_its_iteration_unless_told_not_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], expected: bool
+) -> None:
+    given = {}
+
+    def invert(*_: object, **settings: object) -> Inversion:
+        given.update(settings)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("nti.inversion.invert.invert", invert)
+    arguments = ["invert", "x.png", "--prompt", "a", *flags, "-o", str(tmp_path / "x")]
+    assert main(arguments) == 2
+    assert given["cuda_graph"] is expected
+
+
+@pytest.mark.parametrize(
     "arguments", [[], ["nonsense"], ["invert"], ["invert", "x", "--steps", "x"]]
 )
 def test_a_wrong_call_is_one_line_and_exit_code_2(

@@ -7,6 +7,7 @@ from typing import Literal, cast, overload
 import torch
 from torch import Tensor
 
+from nti.compilation import recorded
 from nti.image import ImageLike, Placement, fit_image, load_image, open_image
 from nti.inversion.ddim import ddim_invert
 from nti.inversion.null_text import (
@@ -40,6 +41,7 @@ def invert(  # type: ignore[overload-overlap]  # a string is a sequence of strin
     learning_rate: Callable[[int, int], float] = published_learning_rate,
     threshold: Callable[[int, int], float] = published_threshold,
     progress: bool = False,
+    cuda_graph: bool = True,
 ) -> Inversion: ...
 
 
@@ -59,6 +61,7 @@ def invert(
     learning_rate: Callable[[int, int], float] = published_learning_rate,
     threshold: Callable[[int, int], float] = published_threshold,
     progress: bool = False,
+    cuda_graph: bool = True,
 ) -> list[Inversion]: ...
 
 
@@ -78,6 +81,7 @@ def invert(
     learning_rate: Callable[[int, int], float] = published_learning_rate,
     threshold: Callable[[int, int], float] = published_threshold,
     progress: bool = False,
+    cuda_graph: bool = True,
 ) -> Inversion | list[Inversion]:
     """Invert an image, or many at once (null-text inversion, arXiv 2211.09794, Algorithm 1).
 
@@ -101,6 +105,9 @@ def invert(
         learning_rate: of the inner iterations, a function of (index, steps).
         threshold: of the early stop, a function of (index, steps).
         progress: show bars.
+        cuda_graph: on CUDA, record the inner iteration as a CUDA graph at its first call, so that
+            the others have no launch overhead. A model that `compile_model` returned has its own
+            graphs, which outlast the call.
 
     Returns:
         The inversion, its tensors on the CPU; for a list of images a list.
@@ -127,7 +134,7 @@ def invert(
     null = model.encode_text([""]).expand_as(cond).contiguous()
     pivot = ddim_invert(model, latent, cond, schedule, noise_at=noise_at, progress=progress)
     result = optimize_null_text(
-        model,
+        recorded(model) if cuda_graph else model,
         pivot,
         cond,
         cond if method == "negative-prompt" else null,
