@@ -59,17 +59,37 @@ def cfg_attention(
         Triton only without a fold.
 
     Raises:
-        ValueError: an unknown backend, inputs that the Triton kernel does not take, or (at the
-        backward pass) a gradient that it does not compute.
+        ValueError: an unknown backend, a fold or words of another shape, inputs that the Triton
+        kernel does not take, or (at the backward pass) a gradient that it does not compute.
 
     """
     check_backend(backend)
+    _check_edit(q.shape[0], k.shape[2], fold, words)
     if backend == "triton":
         from nti.kernels import cfg_attention_triton
 
         return cfg_attention_triton.cfg_attention(q, k, v, fold, words)
     maps = None if words is None else word_maps(q, k, words, fold)
     return reference(q, k, v, fold), maps
+
+
+def _check_edit(batch: int, keys: int, fold: Fold | None, words: Tensor | None) -> None:
+    """Raise ValueError unless the shapes fit: the kernel would read whatever memory comes next."""
+    edits = 0 if fold is None else fold.source_rows.shape[0]
+    if fold is not None:
+        got = [tuple(x.shape) for x in fold]
+        if edits > batch or got != [(edits,), (edits, keys, keys), (edits, keys)]:
+            raise ValueError(
+                f"fold: got source_rows, source_mix, own_mix of {', '.join(map(str, got))},"
+                f" expected (E,), (E, {keys}, {keys}), (E, {keys}) with E at most {batch}"
+            )
+    if words is not None and (
+        words.ndim != 3 or words.shape[1] != keys or not edits <= words.shape[0] <= batch
+    ):
+        raise ValueError(
+            f"words: got {tuple(words.shape)}, expected (R, {keys}, W) with R from {edits} to"
+            f" {batch}"
+        )
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, fold: Fold | None = None) -> Tensor:

@@ -209,6 +209,7 @@ def cfg_attention_forward(
     edits = 0
     if source_rows is not None and source_mix is not None and own_mix is not None:
         edits = source_rows.shape[0]
+        source_rows = source_rows.contiguous()
         source_mix, own_mix = (x.to(q.dtype).contiguous() for x in (source_mix, own_mix))
     if words is not None:
         words = F.pad(words.to(q.dtype), (0, maps.shape[-1] - columns)).contiguous()

@@ -27,10 +27,15 @@ def self_attention(
         (B, heads, L, d) in q's dtype. Differentiable in q, k and v.
 
     Raises:
-        ValueError: an unknown backend, or inputs that the Triton kernels do not take.
+        ValueError: an unknown backend, rows of another shape, or inputs that the Triton kernels do
+        not take.
 
     """
     check_backend(backend)
+    if rows is not None and rows.shape != q.shape[:1]:
+        raise ValueError(
+            f"rows: got {tuple(rows.shape)}, expected ({q.shape[0]},), one for each row of q"
+        )
     if backend == "triton":
         from nti.kernels import self_attention_triton
 

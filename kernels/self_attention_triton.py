@@ -158,5 +158,6 @@ class _SelfAttention(torch.autograd.Function):
 def self_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None) -> Tensor:
     """Like `nti.kernels.self_attention.self_attention`, by Triton."""
     check_inputs(q, k, v)
+    rows = None if rows is None else rows.contiguous()
     out: Tensor = _SelfAttention.apply(q, k, v, rows)[0]
     return out

@@ -3,10 +3,12 @@ on the CPU by `interpreter_worker.py`, in a process of its own.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from unittest import mock
 
 import torch
-from nti.kernels import self_attention_triton
+from nti.kernels import attention_backward_triton, cfg_attention_triton, self_attention_triton
 from nti.kernels.attention_backward_triton import attention_backward
 from nti.kernels.cfg_attention import Fold, cfg_attention
 from nti.kernels.cfg_attention_triton import cfg_attention_forward
@@ -70,7 +72,8 @@ def check_cross(device: str, name: str, dtype: str, head: int, length: int) -> N
     def op(q: Tensor, k: Tensor, v: Tensor, backend: str = "reference") -> Tensor:
         return cfg_attention(q, k, v, backend=backend)[0]
 
-    compare_gradients(op, inputs, heads_last(draw(2, length, 2, head)))
+    with tiles_for(length):
+        compare_gradients(op, inputs, heads_last(draw(2, length, 2, head)))
 
 
 def check_fold(device: str, name: str, dtype: str, head: int, length: int, columns: int) -> None:
@@ -80,7 +83,7 @@ def check_fold(device: str, name: str, dtype: str, head: int, length: int, colum
     inputs = [heads_last(draw(3, n, heads, head)) for n in (length, TOKENS, TOKENS)]
     fold = Fold(torch.tensor([1], device=device), draw(1, TOKENS, TOKENS), draw(1, TOKENS))
     words = (draw(2, TOKENS, columns) > 1).to(torch.float32)
-    with poisoned_memory():
+    with poisoned_memory(), tiles_for(length):
         ours = cfg_attention(*inputs, fold, words, backend="triton")
     torchs = cfg_attention(*inputs, fold, words)
     exact_fold = Fold(fold.source_rows, fold.source_mix.double(), fold.own_mix.double())
@@ -90,20 +93,29 @@ def check_fold(device: str, name: str, dtype: str, head: int, length: int, colum
         assert_as_exact_as_torch(a, b, c, FORWARD_FACTOR, part)
 
 
+@contextmanager
+def tiles_for(length: int) -> Iterator[None]:
+    """The shipped tiles; for 4096 positions the interpreter takes larger ones, or it would take
+    minutes.
+    """
+    places = [
+        (self_attention_triton, "tiles"),
+        (cfg_attention_triton, "tiles"),
+        (attention_backward_triton, "query_tiles"),
+        (attention_backward_triton, "key_tiles"),
+    ]
+    with ExitStack() as stack:
+        for place in places if INTERPRETED and length == 4096 else ():
+            stack.enter_context(mock.patch.object(*place, lambda *_: Tiles(1024, 512, 4, 1)))
+        yield
+
+
 def check_long(device: str) -> None:
-    """4096 positions; the interpreter takes larger tiles, or it would take minutes."""
+    """Both passes at 4096 positions."""
     draw = normal("long", torch.float16, device)
-    inputs = [heads_last(draw(1, 4096, 1, 40)) for _ in range(3)]
-    shipped = self_attention_triton.tiles
-    if INTERPRETED:
-        self_attention_triton.tiles = lambda dtype, head: Tiles(1024, 512, 4, 1)
-    try:
-        with poisoned_memory():
-            ours = self_attention(*inputs, backend="triton")
-    finally:
-        self_attention_triton.tiles = shipped
-    exact = self_attention(*(x.double() for x in inputs))
-    assert_as_exact_as_torch(ours, self_attention(*inputs), exact, FORWARD_FACTOR, "out")
+    *inputs, cotangent = (heads_last(draw(1, 4096, 1, 40)) for _ in range(4))
+    with tiles_for(4096):
+        compare_gradients(self_attention, inputs, cotangent)
 
 
 def check_any_layout(device: str) -> None:
@@ -117,6 +129,26 @@ def check_any_layout(device: str) -> None:
     ours = with_gradients(op, [q, k, v.mT.contiguous().mT], q.new_ones(()).expand(q.shape))
     for a, b in zip(ours, exact, strict=True):
         assert (a - b).abs().max() < 1e-5  # d_q and d_k vanish where all values weigh the same
+
+
+def check_rows_of_any_layout(device: str) -> None:
+    """Row numbers that lie apart in memory, for attention of either kind and the gradient."""
+    draw = normal("rows", torch.float32, device)
+    q, k, v = (draw(3, 2, n, 16) for n in (20, TOKENS, TOKENS))
+    mix, own = draw(2, TOKENS, TOKENS), draw(2, TOKENS)
+    apart = torch.tensor([0, 9, 1, 9, 0, 9], device=device)[::2]
+    fold = Fold(apart[:2], mix, own)
+    edited, _ = cfg_attention(q, k, v, fold, backend="triton")
+    assert_close(edited, cfg_attention(q, k, v, fold)[0])
+
+    def op(q: Tensor, k: Tensor, v: Tensor, backend: str = "triton") -> Tensor:
+        return self_attention(q, k, v, apart, backend=backend)
+
+    given = [k, v, k]
+    ours = with_gradients(op, given, v)
+    exact = with_gradients(functools.partial(op, backend="reference"), given, v)
+    for a, b in zip(ours, exact, strict=True):
+        assert_close(a, b)
 
 
 def check_one_row_repeats(device: str) -> None:
@@ -255,7 +287,20 @@ def check_refusals(device: str) -> None:
     assert "one dtype" in refusal(lambda: triton(q, q.half(), q))
     assert "at most 256" in refusal(lambda: triton(wide, wide, wide))
     assert "(2, 1, 77, 16)" in refusal(lambda: triton(q, k, q))
-    fold = Fold(torch.tensor([0], device=device), draw(1, TOKENS, TOKENS), draw(1, TOKENS))
+    rows = torch.tensor([0], device=device)
+    assert "rows: got (1,), expected (2,)" in refusal(lambda: triton(q, q, q, rows))
+    mix, own = draw(1, TOKENS, TOKENS), draw(1, TOKENS)
+    for bad in (Fold(rows, mix, own[0]), Fold(rows, mix[:, 1:], own), Fold(rows, mix, own[:, 1:])):
+        assert "expected (E,), (E, 77, 77)" in refusal(lambda bad=bad: cfg_attention(q, k, k, bad))
+    three = Fold(
+        torch.tensor([0, 0, 0], device=device), *(x.expand(3, *x.shape[1:]) for x in (mix, own))
+    )
+    assert "with E at most 2" in refusal(lambda: cfg_attention(q, k, k, three, backend="triton"))
+    fold = Fold(rows, mix, own)
+    for shape in ((3, TOKENS, 1), (0, TOKENS, 1), (1, 76, 1), (TOKENS, 1)):
+        words = draw(*shape)
+        message = refusal(lambda words=words: cfg_attention(q, k, k, fold, words))
+        assert f"words: got {shape}, expected (R, 77, W) with R from 1 to 2" in message
     learns = q.clone().requires_grad_()
     out, _ = cfg_attention(learns, k, k, fold, backend="triton")
     assert "edited batch" in refusal(lambda: out.sum().backward())
@@ -268,7 +313,7 @@ def _checks() -> dict[str, Callable[[str], None]]:
     def add(name: str, check: Callable[..., None], *args: object) -> None:
         checks[name] = (lambda device: check(device, name, *args)) if args else check
 
-    lengths = {"f32": (64, 64, 64, 20, 20), "f16": (100, 64, 256, 100, 64)}
+    lengths = {"f32": (64, 64, 64, 100, 64), "f16": (100, 64, 256, 100, 64)}
     lengths["bf16"] = (64, 100, 64, 100, 64)
     for dtype, chosen in lengths.items():
         for i, (head, length) in enumerate(zip((16, 32, 40, 80, 160), chosen, strict=True)):
@@ -278,11 +323,14 @@ def _checks() -> dict[str, Callable[[str], None]]:
             add(f"cross-{size}", check_cross, dtype, head, length)
     folds = [("f32", 16, 64, 3), ("f32", 40, 100, 1), ("f16", 32, 64, 77), ("f16", 40, 100, 3)]
     folds += [("f16", 80, 64, 17), ("f16", 160, 64, 2), ("bf16", 40, 256, 3), ("bf16", 160, 20, 2)]
+    folds += [("f32", 80, 64, 2), ("f32", 160, 64, 1), ("bf16", 80, 100, 2), ("f16", 40, 4096, 2)]
     for dtype, head, length, columns in folds:
         size = f"d{head}-L{length}-W{columns}-{dtype}"
         add(f"fold-{size}", check_fold, dtype, head, length, columns)
     add("self-d40-L4096-f16", check_long)
+    add("cross-d40-L4096-f16", check_cross, "f16", 40, 4096)
     add("any-layout", check_any_layout)
+    add("rows-any-layout", check_rows_of_any_layout)
     add("repeats", check_one_row_repeats)
     add("opcheck", check_opcheck)
     if compiles():

@@ -49,7 +49,8 @@ def attention(dtype: torch.dtype, head: int, length: int) -> dict[str, Op]:
     fold = (rows[:1], torch.empty(1, 77, 77), torch.empty(1, 77))
     words = torch.empty(2, 77, 3)
     return {
-        "self": lambda: self_attention_forward(q, q, q, rows),
+        "self": lambda: self_attention_forward(q, q, q, None),
+        "self-rows": lambda: self_attention_forward(q, q, q, rows),
         "self-backward": lambda: attention_backward(q, q, q, q, q, lse, None),
         "cross-backward": lambda: attention_backward(q, q, k, k, q, lse, None),
         "cross": lambda: cfg_attention_forward(q, k, k, None, None, None, None),
