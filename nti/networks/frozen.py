@@ -259,7 +259,7 @@ class Conv2d(nn.Conv2d):
 
 
 class _Conv2d(torch.autograd.Function):
-    """Its gradient to the input depends on the input's shape alone."""
+    """Its gradient to the input depends on the input's shape and layout alone."""
 
     @staticmethod
     def forward(
@@ -276,7 +276,12 @@ class _Conv2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
-        shape_alone = grads[0].new_empty(1).expand(ctx.shape)
+        # Never read; but PyTorch on CUDA lays a gradient out anew if it is not laid out like this.
+        last = grads[0].stride(1) == 1
+        shape_alone = torch.empty(
+            ctx.shape, dtype=grads[0].dtype, device=grads[0].device,
+            memory_format=torch.channels_last if last else torch.contiguous_format,
+        )  # fmt: skip
         settings = [ctx.stride, ctx.padding, [1, 1], False, [0, 0], 1, [True, False, False]]
         grad_x = aten.convolution_backward(grads[0], shape_alone, weight, None, *settings)[0]
         return grad_x, None, None, None, None

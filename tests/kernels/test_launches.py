@@ -12,7 +12,7 @@ from nti.networks.attention import set_backend
 from nti.networks.frozen import FeedForward, GroupNorm
 from nti.networks.unet import UNet
 
-FREE = ("aten::_unsafe_view", "aten::empty_like", "aten::new_empty", "aten::clone")
+FREE = ("aten::_unsafe_view", "aten::empty", "aten::empty_like", "aten::new_empty", "aten::clone")
 """They look at memory, or ask for it. Copies are not to be counted here: convolutions on the meta
 device forget their layout (`layer_checks` looks for copies, on the CPU)."""
 

@@ -10,6 +10,7 @@ from nti.kernels.geglu import geglu
 from nti.kernels.linear import is_onednn
 from torch import Tensor, nn
 
+from checks import Watch
 from nti.networks import frozen as frozen_layers
 from nti.networks.attention import CrossAttention, SelfAttention, set_backend
 from nti.networks.control import AttentionControl
@@ -78,6 +79,20 @@ def test_value_and_gradient_are_pytorchs(name: str, layout: torch.memory_format)
     cotangent = torch.randn(value.shape, generator=torch.Generator().manual_seed(2)).double()
     assert_close(pull(cotangent)[0], pull_expected(cotangent)[0])
     assert_close(torch.autograd.grad(ours(x.requires_grad_()), x, cotangent)[0], pull(cotangent)[0])
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("part", [slice(None), slice(4)], ids=["whole", "part"])
+def test_a_convolution_tells_its_gradients_layout(layout: torch.memory_format, part: slice) -> None:
+    """Else PyTorch on CUDA copies the gradient. A part of the channels is what a skip leaves."""
+    conv = frozen(Conv2d(4, 4, 3, padding=1))
+    x = image(layout).requires_grad_()
+    wide = torch.randn(2, 6 if part.stop else 4, 6, 8).double().to(memory_format=layout)
+    with Watch() as watch:
+        torch.autograd.grad(conv(x), x, wide[:, part])
+    ((grad, told, _),) = [given for op, given in watch.given if "convolution_back" in op.name()]
+    assert told.shape == x.shape and told.is_contiguous(memory_format=layout)
+    assert grad.data_ptr() == wide.data_ptr()
 
 
 @LAYERS
