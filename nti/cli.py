@@ -155,14 +155,15 @@ def _common_options() -> _Parser:
     common.add_argument(
         "--memory", default="normal", help="normal (default), or low: compute more, keep less"
     )
-    common.add_argument(
+    graphs = common.add_mutually_exclusive_group()
+    graphs.add_argument(
         "--compile", action="store_true", help="compile the steps first: minutes, then faster"
     )
-    common.add_argument(
+    graphs.add_argument(
         "--cuda-graph",
         action=argparse.BooleanOptionalAction,
-        help="on cuda, record steps as CUDA graphs: no launch overhead, without compiling (default:"
-        " the inner iteration alone)",
+        help="on cuda, record the steps as CUDA graphs: no launch overhead, without compiling"
+        " (default: those of an inversion)",
     )
     common.add_argument("--steps", type=int, metavar="T", help="timesteps (50)")
     common.add_argument(
@@ -236,6 +237,7 @@ def _load(options: argparse.Namespace) -> "StableDiffusion":
         dtype=dtype,
         backend=options.backend,
         memory=options.memory,
+        cuda_graph=options.cuda_graph is not False,
     )
     if options.compile or options.cuda_graph:
         from nti.compilation import compile_model
@@ -304,7 +306,6 @@ def _invert(options: argparse.Namespace) -> None:
         inner_steps=options.inner_steps,
         method=options.method,
         progress=True,
-        cuda_graph=options.cuda_graph is not False,
     )
     inversion.save(output)
     print(f"wrote {output}")

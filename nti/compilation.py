@@ -1,4 +1,4 @@
-"""The three functions that a runtime calls over and over, each as one graph."""
+"""The functions that a runtime calls over and over, each as one graph."""
 
 from collections.abc import Callable
 from functools import partial
@@ -65,12 +65,14 @@ def compile_model(
 
 
 def recorded(model: StableDiffusion) -> StableDiffusion:
-    """Return the model with steps that are recorded as CUDA graphs, if it is on CUDA and eager.
+    """Return the model with steps that are recorded as CUDA graphs, if it is on CUDA and eager and
+    its `cuda_graph` allows.
 
-    Its graphs and their memory last as long as what is returned. A step that cannot be recorded
+    The graphs and their memory last as long as what is returned. A step that cannot be recorded
     runs as it is, after a warning.
     """
-    if isinstance(model, CompiledModel) or model.device.type != "cuda":
+    eager = not isinstance(model, CompiledModel)
+    if not (eager and model.cuda_graph and model.device.type == "cuda"):
         return model
     return CompiledModel(model, partial(CudaGraph, required=False))
 
@@ -93,16 +95,22 @@ def compiles() -> bool:
 
 
 class CompiledModel(StableDiffusion):
-    """A model whose inner iteration, guided step and controlled noise are one graph each."""
+    """A model whose inner iteration, noise, guided step and controlled noise are one graph each."""
 
     def __init__(
         self, model: StableDiffusion, graph: Callable[[Callable[..., Any]], Callable[..., Any]]
     ) -> None:
         """`graph` turns a step into one whose results its next call may overwrite."""
-        super().__init__(model.config, model.unet, model.vae, model.text, model.tokenizer)
+        vars(self).update(vars(model))
         self._step = graph(model.guided_step)
+        self._finish = graph(model.finish)
         self._iteration = graph(model.null_text_iteration)
         self._controlled = graph(model.predict_noise_controlled)
+
+    def finish(self, begun: Begun, context: Tensor) -> Tensor:
+        """eps_theta(z_t, t, C) of a latent begun: see `StableDiffusion`."""
+        out: Tensor = self._finish(begun, context)
+        return out.clone()
 
     def guided_step(
         self,

@@ -3,6 +3,8 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from functools import cache
+from threading import Lock
 from typing import Any
 
 import torch
@@ -10,8 +12,11 @@ from torch import Tensor
 
 __all__ = ["CudaGraph", "record"]
 
-WARMUP = 3
-"""Calls before the recording, in which libraries choose their algorithms."""
+WARMUP = 1
+"""Calls before the recording, in which kernels are compiled and libraries choose theirs."""
+
+ONE_AT_A_TIME = Lock()
+"""PyTorch records one graph at a time in a process."""
 
 Function = Callable[..., Any]
 Recorder = Callable[[Function, tuple[Any, ...]], tuple[Callable[[], object], Any]]
@@ -21,16 +26,25 @@ Recording = tuple[list[Tensor | None], Callable[[], object], Any]
 
 def record(function: Function, arguments: tuple[Any, ...]) -> tuple[Callable[[], object], Any]:
     """Record one call on these very tensors; return what replays it, and the results it fills."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    here = torch.cuda.current_stream()
+    stream = _side_stream(here.device)
+    graph = torch.cuda.CUDAGraph()
+    # A recording needs a stream of its own, of this device: left to itself PyTorch takes one for
+    # all devices. Other threads may go on meanwhile.
+    with ONE_AT_A_TIME, torch.cuda.stream(stream):
+        stream.wait_stream(here)
         for _ in range(WARMUP):
             function(*arguments)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = function(*arguments)
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            results = function(*arguments)
+    here.wait_stream(stream)
     return graph.replay, results
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return one stream a device: libraries keep memory for each that they have seen."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 class CudaGraph:
@@ -76,9 +90,11 @@ class CudaGraph:
         except RuntimeError as error:
             if self.required:
                 raise
+            # What breaks a recording is told before what its end then stumbles over.
+            causes = [str(each) for each in (error.__context__, error) if each is not None]
             warnings.warn(
-                f"CUDA graph: could not record this step ({error}); it runs without, launch by"
-                " launch, and slower",
+                f"CUDA graph: could not record this step ({', then '.join(causes)}); it runs"
+                " without, launch by launch, and slower",
                 stacklevel=2,
             )
             return None

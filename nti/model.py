@@ -51,6 +51,9 @@ class StableDiffusion:
     which is float64 for a float64 model and float32 for every other.
     """
 
+    cuda_graph = True
+    """Whether `nti.invert` records steps of this model on CUDA; see `load_model`."""
+
     def __init__(
         self, config: ModelConfig, unet: UNet, vae: VAE, text: TextEncoder, tokenizer: Tokenizer
     ) -> None:
@@ -132,7 +135,7 @@ class StableDiffusion:
             (B, 4, h, w) in the latent's dtype. Differentiable in the latent and the context.
 
         """
-        return self.predict_noise_controlled(latent, timestep, context, None)[0]
+        return self.finish(self.begin(latent, timestep), context).to(latent.dtype)
 
     def predict_noise_controlled(
         self,
@@ -217,6 +220,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     backend: str = "auto",
     memory: str = "normal",
+    cuda_graph: bool = True,
 ) -> StableDiffusion:
     """Load a model.
 
@@ -232,6 +236,9 @@ def load_model(
         memory: `low` computes the UNet's blocks again in the backward pass instead of keeping what
             is inside them: at 512 pixels in float32 on a CPU 4.2 GiB at the peak instead of 4.6,
             for a third more time (`benchmarks/results/step.csv`).
+        cuda_graph: on CUDA, `nti.invert` records the noise and the inner iteration as CUDA graphs,
+            so that they have no launch overhead, anew for every call; `nti.compile_model(model,
+            backend="cuda-graph")` records all steps, once. False leaves them eager.
 
     Returns:
         The model, frozen.
@@ -265,7 +272,10 @@ def load_model(
     text.restore_buffers(device)
     unet.recompute = memory == "low"
     set_backend(unet, backend)
-    return StableDiffusion(config, unet, autoencoder, text, Tokenizer(config.text.context_length))
+    tokenizer = Tokenizer(config.text.context_length)
+    model = StableDiffusion(config, unet, autoencoder, text, tokenizer)
+    model.cuda_graph = cuda_graph
+    return model
 
 
 def locate(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from nti import Inversion
+from nti import Inversion, StableDiffusion
 from nti.cli import main
 from nti.demo import sample_captions, sample_image
 
@@ -264,23 +264,30 @@ def test_errors_are_one_line_and_exit_code_2(
 @pytest.mark.parametrize(
     ("flags", "expected"), [([], True), (["--no-cuda-graph"], False)], ids=["default", "no"]
 )
-def test_an_inversion_may_record_its_iteration_unless_told_not_to(
+def test_an_inversion_may_record_its_steps_unless_told_not_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], expected: bool
 ) -> None:
-    given = {}
+    given = []
 
-    def invert(*_: object, **settings: object) -> Inversion:
-        given.update(settings)
+    def invert(model: StableDiffusion, *_: object, **__: object) -> Inversion:
+        given.append(model.cuda_graph)
         raise ValueError("enough")
 
     monkeypatch.setattr("nti.inversion.invert.invert", invert)
     arguments = ["invert", "x.png", "--prompt", "a", *flags, "-o", str(tmp_path / "x")]
     assert main(arguments) == 2
-    assert given["cuda_graph"] is expected
+    assert given == [expected]
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["nonsense"], ["invert"], ["invert", "x", "--steps", "x"]]
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["invert"],
+        ["invert", "x", "--steps", "x"],
+        ["demo", "-o", "x", "--compile", "--no-cuda-graph"],
+    ],
 )
 def test_a_wrong_call_is_one_line_and_exit_code_2(
     capsys: pytest.CaptureFixture[str], arguments: list[str]

@@ -41,7 +41,6 @@ def invert(  # type: ignore[overload-overlap]  # a string is a sequence of strin
     learning_rate: Callable[[int, int], float] = published_learning_rate,
     threshold: Callable[[int, int], float] = published_threshold,
     progress: bool = False,
-    cuda_graph: bool = True,
 ) -> Inversion: ...
 
 
@@ -61,7 +60,6 @@ def invert(
     learning_rate: Callable[[int, int], float] = published_learning_rate,
     threshold: Callable[[int, int], float] = published_threshold,
     progress: bool = False,
-    cuda_graph: bool = True,
 ) -> list[Inversion]: ...
 
 
@@ -81,7 +79,6 @@ def invert(
     learning_rate: Callable[[int, int], float] = published_learning_rate,
     threshold: Callable[[int, int], float] = published_threshold,
     progress: bool = False,
-    cuda_graph: bool = True,
 ) -> Inversion | list[Inversion]:
     """Invert an image, or many at once (null-text inversion, arXiv 2211.09794, Algorithm 1).
 
@@ -105,9 +102,6 @@ def invert(
         learning_rate: of the inner iterations, a function of (index, steps).
         threshold: of the early stop, a function of (index, steps).
         progress: show bars.
-        cuda_graph: on CUDA, record the inner iteration as a CUDA graph at its first call, so that
-            the others have no launch overhead. A model that `compile_model` returned has its own
-            graphs, which outlast the call.
 
     Returns:
         The inversion, its tensors on the CPU; for a list of images a list.
@@ -132,9 +126,10 @@ def invert(
     latent = model.encode_image(_stacked([pixels for pixels, _ in fitted]))
     cond = model.encode_text(prompts)
     null = model.encode_text([""]).expand_as(cond).contiguous()
+    model = recorded(model)
     pivot = ddim_invert(model, latent, cond, schedule, noise_at=noise_at, progress=progress)
     result = optimize_null_text(
-        recorded(model) if cuda_graph else model,
+        model,
         pivot,
         cond,
         cond if method == "negative-prompt" else null,
