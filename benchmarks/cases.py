@@ -26,6 +26,7 @@ __all__ = [
     "random_model",
     "random_unet",
     "random_weights",
+    "refuse_wrong",
     "shipped_iteration",
     "step_inputs",
 ]
@@ -106,9 +107,11 @@ def step_inputs(
     side: int,
     device: torch.device,
     predict: Callable[[Tensor, int, Tensor], Tensor],
+    *,
+    seed: int = 0,
 ) -> StepInputs:
     """Return the tensors of an inner iteration on an image of `side` pixels, on a noise network."""
-    g = torch.Generator().manual_seed(0)
+    g = torch.Generator().manual_seed(seed)
     latent_side = side // config.vae.downsampling
 
     def normal(*shape: int) -> Tensor:
@@ -145,3 +148,13 @@ def moment_after(result: tuple[Tensor, AdamState, Tensor]) -> Tensor:
     _, adam, loss = result
     loss.tolist()
     return adam.mean
+
+
+def refuse_wrong(name: str, error: float, dtype: torch.dtype, bound: float) -> None:
+    """Raise RuntimeError for a result too far from its peer's: no row on a red check.
+
+    `bound` is float32's; what half precision rounds away over a whole network is far more.
+    """
+    bound = bound if dtype == torch.float32 else 0.2
+    if not error <= bound:
+        raise RuntimeError(f"{name}: got an error of {error:.1e}, expected at most {bound:g}")

@@ -8,13 +8,20 @@ set -euo pipefail
 out=${1:?where the CSV files go}
 cd "$(dirname "$0")/.."
 mkdir -p "$out"
-timeout 95 python -m pytest -v --tb=short tests/kernels tests/test_precision.py tests/test_cuda_graph.py \
-    -k "on_cuda or 16-cuda" | tee "$out/tests.txt" || echo "tests: failed or ran out of time" | tee -a "$out/tests.txt"
-for sections in inversion "roofline kernels" step edit load; do
-    log=$out/${sections##* }.txt
-    # shellcheck disable=SC2086  # two sections are two arguments
-    timeout 70 python benchmarks/run.py $sections --side 512 --repeats 5 --out "$out" \
-        | tee "$log" || echo "$sections: failed or ran out of time" | tee -a "$log"
-done
-timeout 90 python benchmarks/run.py compile --side 512 --repeats 5 --out "$out" \
-    | tee "$out/compile.txt" || echo "compile: failed or ran out of time" | tee -a "$out/compile.txt"
+
+# Seconds at most, the log's name, the command. What ran is kept, whatever becomes of the rest.
+within() {
+    local limit=$1 log=$out/$2.txt
+    shift 2
+    timeout "$limit" "$@" 2>&1 | tee "$log" || echo "$*: failed or ran out of time" | tee -a "$log"
+}
+
+measure=(python benchmarks/run.py --side 512 --out "$out")
+within 90 tests python -m pytest -v --tb=short -k "on_cuda or 16-cuda" \
+    tests/kernels tests/test_precision.py tests/test_cuda_graph.py
+within 120 inversion "${measure[@]}" --repeats 1 inversion
+within 110 step "${measure[@]}" --repeats 5 step
+within 60 edit "${measure[@]}" --repeats 3 edit
+within 40 kernels "${measure[@]}" --repeats 5 roofline kernels
+within 75 compile "${measure[@]}" --repeats 5 compile
+within 40 load "${measure[@]}" --repeats 1 load

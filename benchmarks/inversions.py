@@ -36,6 +36,8 @@ def inversions(
     exact = None
     for each in dict.fromkeys((torch.float32, dtype)):
         model = load_model(device=device, dtype=each)
+        if device.type == "cuda":
+            model = compile_model(model, backend="cuda-graph")
         rows, image = _by_batch(model, "embedded model", (1, 2, 6), repeats, steps, exact)
         exact = exact or image
         yield rows

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from nti.kernels.linear import is_onednn
 
 from cases import QUICK
 from community import Pipeline, community, pipeline_class
@@ -50,6 +51,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # float32 is what half precision is compared with: in full, which PyTorch's convolutions on CUDA
+    # are not by default.
+    torch.backends.cudnn.allow_tf32 = False
     dtype = getattr(torch, options.dtype or ("float32" if device.type == "cpu" else "float16"))
     config = QUICK if options.quick else SD_V1
     sides = options.side or ([128] if options.quick else [256, 512])
@@ -67,9 +71,11 @@ def main() -> None:
         parser.error(f"--community: only for section community, got {' '.join(named)}")
     if "kernels" in named and device.type != "cuda":
         parser.error("kernels: only on CUDA")
-    if "layers" in named and device.type == "cuda":
-        parser.error("layers: only on a CPU: hide the GPU with CUDA_VISIBLE_DEVICES=")
-    left_out = {"layers"} if device.type == "cuda" else {"kernels", "compile"}
+    onednn = is_onednn(torch.empty(1, device=device))
+    if "layers" in named and not onednn:
+        parser.error("layers: only on a CPU (CUDA_VISIBLE_DEVICES= hides a GPU) and with oneDNN")
+    left_out = {"compile", "kernels"} if device.type == "cpu" else set()
+    left_out |= set() if onednn else {"layers"}
     left_out |= set() if pipeline else {"community"}
     for section in named or [each for each in SECTIONS if each not in left_out]:
         started = time.monotonic()

@@ -49,9 +49,12 @@ def child_peak_mib(arguments: list[str]) -> tuple[float, float]:
 
 
 def own_peak_mib() -> float:
-    """Peak memory of this process so far: of the GPU where there is one, else resident."""
+    """Peak memory of this process so far: of the GPU where there is one, else resident.
+
+    Of a GPU what PyTorch reserved, as a CUDA graph's memory is used but not allocated.
+    """
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
+        return torch.cuda.max_memory_reserved() / 2**20
     return resident_peak_mib()
 
 

@@ -32,6 +32,7 @@ Call = Callable[[Inputs, str], Tensor]
 
 def kernels(repeats: int) -> Iterator[list[Row]]:
     """Time forward and backward passes of each op; a row a provider and shape."""
+    edited = partial(_edited, *_edit())
     for length, size in SITES:
         # Products that the result needs: two a row forward, two more for the gradient to q.
         for name, keys, call, products in (
@@ -39,7 +40,7 @@ def kernels(repeats: int) -> Iterator[list[Row]]:
             ("self, both passes", length, partial(_backward, _self), 4 * ROWS),
             ("cross, forward", TOKENS, _cross, 2 * ROWS),
             ("cross, both passes", TOKENS, partial(_backward, _cross), 4 * ROWS),
-            ("cross with an edit", TOKENS, _edited, 2 * ROWS + 2),
+            ("cross with an edit", TOKENS, edited, 2 * ROWS + 2),
         ):
             tflop = products * 2 * HEADS * length * keys * size / 1e12
             case = f"{name}, {length} positions, d {size}"
@@ -81,12 +82,16 @@ def _cross(x: Inputs, backend: str) -> Tensor:
     return cfg_attention(x["q"], x["k"], x["v"], backend=backend)[0]
 
 
-def _edited(x: Inputs, backend: str) -> Tensor:
-    """A replayed edit's three rows, one of them edited, with the maps of two words."""
-    like = x["q"]
-    mix = torch.eye(TOKENS, device=like.device, dtype=torch.float32)[None]
-    fold = Fold(torch.ones(1, device=like.device, dtype=torch.int64), 0.5 * mix, 0.5 * mix[:, 0])
-    words = torch.eye(TOKENS, 2, device=like.device).expand(2, -1, -1)
+def _edit() -> tuple[Fold, Tensor]:
+    """Return the last row as an edit of the one before it, and two words of both."""
+    half = 0.5 * torch.eye(TOKENS, device="cuda")[None]
+    rows = torch.ones(1, device="cuda", dtype=torch.int64)
+    words = torch.eye(TOKENS, 2, device="cuda").repeat(2, 1, 1)
+    return Fold(rows, half, half[:, 0]), words
+
+
+def _edited(fold: Fold, words: Tensor, x: Inputs, backend: str) -> Tensor:
+    """A replayed edit's three rows with the words' maps."""
     return cfg_attention(x["q"], x["k"], x["v"], fold, words, backend=backend)[0]
 
 
