@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can tell, in under nine minutes: the kernels' tests on the device, then
-# every section but `community`. Installs nothing and needs no network, but an environment with the
-# extra `dev`; the CSV files go to the folder given.
+# every section of a GPU but `community`. Installs nothing and needs no network, but an environment
+# with the extra `dev`; the CSV files go to the folder given.
 #
 #     benchmarks/gpu.sh OUT
 set -euo pipefail
@@ -19,9 +19,9 @@ within() {
 measure=(python benchmarks/run.py --side 512 --out "$out")
 within 90 tests python -m pytest -v --tb=short -k "on_cuda or 16-cuda" \
     tests/kernels tests/test_precision.py tests/test_cuda_graph.py
-within 120 inversion "${measure[@]}" --repeats 1 inversion
-within 110 step "${measure[@]}" --repeats 5 step
-within 60 edit "${measure[@]}" --repeats 3 edit
+within 105 inversion "${measure[@]}" --repeats 1 inversion
+within 100 step "${measure[@]}" --repeats 5 step
+within 50 edit "${measure[@]}" --repeats 3 edit
 within 40 kernels "${measure[@]}" --repeats 5 roofline kernels
-within 75 compile "${measure[@]}" --repeats 5 compile
-within 40 load "${measure[@]}" --repeats 1 load
+within 30 load "${measure[@]}" --repeats 1 load
+within 120 compile "${measure[@]}" --repeats 5 compile

@@ -30,8 +30,9 @@ def inversions(
     """Invert batches of the package's sample images, in float32 and in `dtype`."""
     if device.type == "cuda":
         model = random_model(SD_V1, torch.float16, device, whole=True)
-        graphs = compile_model(model, backend="cuda-graph")
         for batch in (1, 4):
+            # Of its own, so that a batch's peak is without the graphs of the one before it.
+            graphs = compile_model(model, backend="cuda-graph")
             yield _by_batch(graphs, "Stable Diffusion v1, 512 px", (batch,), 1, steps)[0]
     exact = None
     for each in dict.fromkeys((torch.float32, dtype)):
@@ -62,6 +63,7 @@ def _by_batch(
 
     warmup = int(model.device.type == "cuda")  # the graphs are recorded then
     if warmup:
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     times = interleaved({str(b): lambda b=b: run(b) for b in batches}, repeats, warmup=warmup)
     peak = own_peak_mib() if warmup and len(batches) == 1 else 0.0

@@ -25,7 +25,7 @@ BASES = {"step": "frozen", "edit": "published batch", "community": "NullTextPipe
 TITLES = {
     "roofline": "The most that this machine reaches",
     "step": "One inner iteration of null-text optimization",
-    "edit": "An edit of one prompt, ten steps, default windows, without decoding",
+    "edit": "An edit of one prompt, default windows, without decoding",
     "inversion": "An inversion, time an image",
     "community": "An inversion by diffusers' community pipeline, and by this project",
     "load": "Loading a checkpoint",

@@ -5,8 +5,8 @@
     python benchmarks/run.py --quick             the same at a fifth of the width, in minutes
 
 On the GPU where there is one; `CUDA_VISIBLE_DEVICES=` hides it. Peers run in the same process on
-the same weights, in turns; memory is measured in a process a provider. In float32 no row is written
-for a provider whose result is wrong.
+the same weights, in turns; memory is measured in a process a provider. A section in which a result
+is wrong writes no row.
 """
 
 import argparse

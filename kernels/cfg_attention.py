@@ -64,7 +64,8 @@ def cfg_attention(
 
     """
     check_backend(backend)
-    _check_edit(q.shape[0], k.shape[2], fold, words)
+    if fold is not None or words is not None:
+        _check_edit(q.shape[0], k.shape[-2], fold, words)
     if backend == "triton":
         from nti.kernels import cfg_attention_triton
 
@@ -75,7 +76,7 @@ def cfg_attention(
 
 def _check_edit(batch: int, keys: int, fold: Fold | None, words: Tensor | None) -> None:
     """Raise ValueError unless the shapes fit: the kernel would read whatever memory comes next."""
-    edits = 0 if fold is None else fold.source_rows.shape[0]
+    edits = 0 if fold is None else fold.source_rows.numel()
     if fold is not None:
         got = [tuple(x.shape) for x in fold]
         if edits > batch or got != [(edits,), (edits, keys, keys), (edits, keys)]:

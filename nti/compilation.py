@@ -68,8 +68,8 @@ def recorded(model: StableDiffusion) -> StableDiffusion:
     """Return the model with steps that are recorded as CUDA graphs, if it is on CUDA and eager and
     its `cuda_graph` allows.
 
-    The graphs and their memory last as long as what is returned. A step that cannot be recorded
-    runs as it is, after a warning.
+    The graphs and their memory last as long as what is returned. A step that there is no memory to
+    record runs as it is, after a warning.
     """
     eager = not isinstance(model, CompiledModel)
     if not (eager and model.cuda_graph and model.device.type == "cuda"):

@@ -25,18 +25,34 @@ Recording = tuple[list[Tensor | None], Callable[[], object], Any]
 
 
 def record(function: Function, arguments: tuple[Any, ...]) -> tuple[Callable[[], object], Any]:
-    """Record one call on these very tensors; return what replays it, and the results it fills."""
+    """Record one call on these very tensors; return what replays it, and the results it fills.
+
+    Other threads may go on meanwhile, but not wait for the whole device nor draw random numbers
+    there. Raises RuntimeError for a function that cannot be recorded.
+    """
     here = torch.cuda.current_stream()
     stream = _side_stream(here.device)
     graph = torch.cuda.CUDAGraph()
-    # A recording needs a stream of its own, of this device: left to itself PyTorch takes one for
-    # all devices. Other threads may go on meanwhile.
+    # On a stream of this device: left to itself PyTorch records on one for all devices.
     with ONE_AT_A_TIME, torch.cuda.stream(stream):
         stream.wait_stream(here)
         for _ in range(WARMUP):
             function(*arguments)
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            results = function(*arguments)
+        # A graph uses its own memory for products, which nobody else does or can give back.
+        torch._C._cuda_clearCublasWorkspaces()
+        try:
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                results = function(*arguments)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise RuntimeError(
+                "CUDA graph: got an error while recording a step, which expects that it stays on"
+                " the device: leave it eager (cuda_graph=False, --no-cuda-graph); what went wrong"
+                f" first: {error.__context__ or error}"
+            ) from error
+        finally:
+            torch._C._cuda_clearCublasWorkspaces()
     here.wait_stream(stream)
     return graph.replay, results
 
@@ -53,8 +69,8 @@ class CudaGraph:
     Arguments and results are tensors, None, tuples and dataclasses of them. The results are
     overwritten by the next call: copy what has to stay.
 
-    Where recording fails (no memory left for it, say), the error is raised; or, if the graph is not
-    `required`, there is a warning and the function is called as it is.
+    Where the memory does not suffice to record, that is an error, or, if the graph is not
+    `required`, a warning, and the function is called as it is.
     """
 
     def __init__(
@@ -87,14 +103,12 @@ class CudaGraph:
     def _recording(self, kept: tuple[Any, ...]) -> "Recording | None":
         try:
             return _tensors(kept), *self.recorder(self.function, kept)
-        except RuntimeError as error:
+        except torch.OutOfMemoryError as error:
             if self.required:
                 raise
-            # What breaks a recording is told before what its end then stumbles over.
-            causes = [str(each) for each in (error.__context__, error) if each is not None]
             warnings.warn(
-                f"CUDA graph: could not record this step ({', then '.join(causes)}); it runs"
-                " without, launch by launch, and slower",
+                f"CUDA graph: no memory to record this step ({error}); it runs without, launch by"
+                " launch, and slower",
                 stacklevel=2,
             )
             return None

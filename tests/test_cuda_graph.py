@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from nti import Inversion, StableDiffusion, compile_model, edit, invert, load_model, reconstruct
 from nti.compilation import CompiledModel, recorded
 from nti.config import SD_V1
-from nti.cuda_graph import CudaGraph
+from nti.cuda_graph import CudaGraph, record
 from nti.demo import psnr, sample_captions, sample_image
 from nti.image import load_image
 from nti.networks.attention import set_backend
@@ -90,7 +90,7 @@ def out_of_memory(*_: Any) -> Any:
     raise torch.OutOfMemoryError("no memory left")
 
 
-def test_what_cannot_be_recorded_runs_as_it_is_unless_the_graph_is_required() -> None:
+def test_what_there_is_no_memory_to_record_runs_as_it_is_unless_the_graph_is_required() -> None:
     calls = []
 
     def refuse(*arguments: Any) -> Any:
@@ -99,12 +99,18 @@ def test_what_cannot_be_recorded_runs_as_it_is_unless_the_graph_is_required() ->
 
     ones = torch.ones(2)
     graph = CudaGraph(torch.add, refuse, required=False)
-    with pytest.warns(UserWarning, match=r"could not record this step \(no memory left\)"):
+    with pytest.warns(UserWarning, match=r"no memory to record this step \(no memory left\)"):
         assert torch.equal(graph(ones, ones), 2 * ones)
     assert torch.equal(graph(ones, 2 * ones), 3 * ones)
     assert len(calls) == 1, "it is not tried again"
     with pytest.raises(torch.OutOfMemoryError):
         CudaGraph(torch.add, refuse)(ones, ones)
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("capture")
+
+    with pytest.raises(RuntimeError, match="capture"):
+        CudaGraph(torch.add, broken, required=False)(ones, ones)
 
 
 def test_an_inversion_records_its_steps(
@@ -233,6 +239,13 @@ def test_on_cuda_a_recorded_iteration_is_the_eager_one(dtype: torch.dtype) -> No
         bound = 1e-4 if dtype == torch.float32 else 2e-2
         assert (made.mean - plain.mean).norm() < bound * plain.mean.norm()
         assert torch.allclose(loss, expected, rtol=bound)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_on_cuda_what_cannot_be_recorded_says_what_to_do() -> None:
+    with pytest.raises(RuntimeError, match="leave it eager"):
+        record(lambda x: x.sum().item(), (torch.ones(3, device="cuda"),))
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

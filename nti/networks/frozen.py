@@ -259,7 +259,7 @@ class Conv2d(nn.Conv2d):
 
 
 class _Conv2d(torch.autograd.Function):
-    """Its gradient to the input depends on the input's shape and layout alone."""
+    """Of its input the gradient to it needs the shape alone."""
 
     @staticmethod
     def forward(

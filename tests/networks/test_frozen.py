@@ -84,7 +84,9 @@ def test_value_and_gradient_are_pytorchs(name: str, layout: torch.memory_format)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("part", [slice(None), slice(4)], ids=["whole", "part"])
 def test_a_convolution_tells_its_gradients_layout(layout: torch.memory_format, part: slice) -> None:
-    """Else PyTorch on CUDA copies the gradient. A part of the channels is what a skip leaves."""
+    """Else PyTorch on CUDA lays the gradient out anew, and then back. A part of the channels is
+    what a skip leaves.
+    """
     conv = frozen(Conv2d(4, 4, 3, padding=1))
     x = image(layout).requires_grad_()
     wide = torch.randn(2, 6 if part.stop else 4, 6, 8).double().to(memory_format=layout)
