@@ -234,8 +234,8 @@ def load_model(
             (attention alone in steps that torch.compile compiles), or `auto`: Triton for half
             precision on CUDA, else the reference.
         memory: `low` computes the UNet's blocks again in the backward pass instead of keeping what
-            is inside them: at 512 pixels in float32 on a CPU 4.2 GiB at the peak instead of 4.6,
-            for a third more time (`benchmarks/results/step.csv`).
+            is inside them: at 512 pixels in float32 on a CPU 4.3 GiB at the peak instead of 4.6,
+            for a quarter more time (`benchmarks/results/step.csv`).
         cuda_graph: on CUDA, `nti.invert` records the noise and the inner iteration as CUDA graphs,
             so that they have no launch overhead, anew for every call; `nti.compile_model(model,
             backend="cuda-graph")` records all steps, once. False leaves them eager.
