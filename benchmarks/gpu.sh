@@ -5,9 +5,9 @@
 #
 #     benchmarks/gpu.sh OUT
 set -euo pipefail
-out=${1:?where the CSV files go}
+mkdir -p "${1:?where the CSV files go}"
+out=$(cd "$1" && pwd)
 cd "$(dirname "$0")/.."
-mkdir -p "$out"
 
 # Seconds at most, the log's name, the command. What ran is kept, whatever becomes of the rest.
 within() {
