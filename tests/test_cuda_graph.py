@@ -1,5 +1,7 @@
 """Steps recorded as CUDA graphs; on the CPU by a stand-in that reads and writes the same memory."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from nti import Inversion, StableDiffusion, compile_model, edit, invert, load_model, reconstruct
 from nti.compilation import CompiledModel, recorded
 from nti.config import SD_V1
-from nti.cuda_graph import CudaGraph, record
+from nti.cuda_graph import CudaGraph
 from nti.demo import psnr, sample_captions, sample_image
 from nti.image import load_image
 from nti.networks.attention import set_backend
@@ -86,16 +88,12 @@ def test_a_recorded_model_does_as_the_model(
     assert torch.equal(found.latents, expected.latents)
 
 
-def out_of_memory(*_: Any) -> Any:
-    raise torch.OutOfMemoryError("no memory left")
-
-
 def test_what_there_is_no_memory_to_record_runs_as_it_is_unless_the_graph_is_required() -> None:
     calls = []
 
     def refuse(*arguments: Any) -> Any:
         calls.append(arguments)
-        return out_of_memory()
+        raise torch.OutOfMemoryError("no memory left")
 
     ones = torch.ones(2)
     graph = CudaGraph(torch.add, refuse, required=False)
@@ -243,9 +241,13 @@ def test_on_cuda_a_recorded_iteration_is_the_eager_one(dtype: torch.dtype) -> No
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_on_cuda_what_cannot_be_recorded_says_what_to_do() -> None:
-    with pytest.raises(RuntimeError, match="leave it eager"):
-        record(lambda x: x.sum().item(), (torch.ones(3, device="cuda"),))
-    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    """In a process of its own, as PyTorch before 2.15 does not recover from a broken recording."""
+    code = (
+        "import torch; from nti.cuda_graph import record\n"
+        "record(lambda x: x.sum().item(), (torch.ones(3, device='cuda'),))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode and "leave it eager" in done.stderr
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
