@@ -1,4 +1,4 @@
-"""Who computes an op: the reference on PyTorch or the Triton kernel, by argument alone."""
+"""Who computes an op: PyTorch, oneDNN or Triton, by argument alone."""
 
 from importlib import import_module, util
 
@@ -7,17 +7,30 @@ from torch import Tensor
 
 __all__ = [
     "BACKENDS",
+    "KERNELS",
     "check_backend",
     "check_device_and_dtype",
     "check_inputs",
+    "has_onednn",
+    "provides",
     "resolve_backend",
+    "without_fusion",
 ]
 
-BACKENDS = ("reference", "triton")
+KERNELS = {
+    "reference": frozenset[str](),
+    "onednn": frozenset({"linear", "conv2d", "feed_forward", "projected_attention"}),
+    "triton": frozenset({"self_attention", "cfg_attention", "group_norm", "geglu"}),
+    "triton-attention": frozenset({"self_attention", "cfg_attention"}),
+}
+"""The ops that a backend has a kernel of its own for. Every other op is the reference's."""
+
+BACKENDS = tuple(KERNELS)
 
 HALF = (torch.float16, torch.bfloat16)
 DTYPES = (*HALF, torch.float32)
-"""float32 is multiplied in full, without tensor cores: right, and slower than the reference."""
+"""What the Triton kernels take. float32 is multiplied in full, without tensor cores: right, and
+slower than the reference."""
 CAPABILITY = (8, 0)
 """The first whose blocks have the shared memory that the tiles take."""
 MAX_HEAD = 256
@@ -26,34 +39,67 @@ MAX_HEAD = 256
 
 def check_backend(backend: str) -> None:
     """Raise ValueError for a backend that is none of `BACKENDS`."""
-    if backend not in BACKENDS:
+    if backend not in KERNELS:
         raise ValueError(f"backend: got {backend!r}, expected one of {', '.join(BACKENDS)}")
 
 
+def provides(backend: str, op: str) -> bool:
+    """Whether a backend has its own kernel of an op; ValueError for an unknown backend."""
+    check_backend(backend)
+    return op in KERNELS[backend]
+
+
+def without_fusion(backend: str) -> str:
+    """Return the backend for a step that torch.compile compiles.
+
+    The compiler fuses norms, gates and products by itself, better than around a foreign kernel. It
+    has no attention of its own, so Triton's stays.
+    """
+    return "triton-attention" if provides(backend, "self_attention") else "reference"
+
+
 def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
-    """Turn `auto`, `reference` or `triton` into who computes on this device in this dtype.
+    """Turn `auto` or a backend's name into who computes on this device in this dtype.
 
     `auto` is Triton where its kernels are meant to run, for half precision on CUDA from compute
-    capability 8.0 on, else the reference.
-    Raises ValueError for an unknown name, and for `triton` where it cannot be had.
+    capability 8.0 on; oneDNN for float32 on a CPU; else the reference.
+    Raises ValueError for an unknown name, and for a backend where it cannot be had.
     """
     if backend == "auto":
-        fits = device.type == "cuda" and torch.cuda.get_device_capability(device) >= CAPABILITY
-        found = util.find_spec("triton") is not None
-        backend = "triton" if fits and found and dtype in HALF else "reference"
-    if backend not in BACKENDS:
+        backend = _best(device, dtype)
+    if backend not in KERNELS:
         raise ValueError(f"backend: got {backend!r}, expected one of auto, {', '.join(BACKENDS)}")
-    if backend == "triton":
+    if backend == "onednn" and not has_onednn(device, dtype):
+        raise ValueError(
+            f"backend: got 'onednn' for {dtype} on {device}, but it multiplies float32 on a CPU, by"
+            " a PyTorch that was built with it: use backend='reference', or load the model so"
+        )
+    if provides(backend, "self_attention"):
         if util.find_spec("triton") is None:
             raise ValueError(
-                "backend: got 'triton', but triton is not installed:"
+                f"backend: got {backend!r}, but triton is not installed:"
                 " install it (Linux only) or choose 'reference'"
             )
         check_device_and_dtype(device, dtype)
         # Now, not at the first call, which may be inside a graph that is being captured.
-        for op in ("self_attention", "cfg_attention", "group_norm", "geglu"):
+        for op in KERNELS[backend]:
             import_module(f"nti.kernels.{op}_triton")
     return backend
+
+
+def _best(device: torch.device, dtype: torch.dtype) -> str:
+    if has_onednn(device, dtype):
+        return "onednn"
+    fits = device.type == "cuda" and torch.cuda.get_device_capability(device) >= CAPABILITY
+    found = util.find_spec("triton") is not None
+    return "triton" if fits and found and dtype in HALF else "reference"
+
+
+def has_onednn(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies there: float32 on a CPU that PyTorch was built with it for."""
+    if device.type != "cpu" or dtype != torch.float32:
+        return False
+    return hasattr(torch.ops.mkldnn, "_linear_pointwise") and bool(torch.backends.mkldnn.enabled)
 
 
 def check_inputs(q: Tensor, k: Tensor, v: Tensor) -> None:

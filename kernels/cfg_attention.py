@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from nti.kernels.backend import check_backend
+from nti.kernels.backend import provides
 from torch import Tensor
 
 __all__ = ["Fold", "cfg_attention", "materialised", "reference", "word_maps"]
@@ -63,10 +63,9 @@ def cfg_attention(
         kernel does not take, or (at the backward pass) a gradient that it does not compute.
 
     """
-    check_backend(backend)
     if fold is not None or words is not None:
         _check_edit(q.shape[0], k.shape[-2], fold, words)
-    if backend == "triton":
+    if provides(backend, "cfg_attention"):
         from nti.kernels import cfg_attention_triton
 
         return cfg_attention_triton.cfg_attention(q, k, v, fold, words)

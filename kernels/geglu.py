@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from nti.kernels.backend import check_backend
+from nti.kernels.backend import provides
 from torch import Tensor
 
 __all__ = ["geglu", "geglu_backward", "geglu_forward", "reference"]
@@ -24,8 +24,7 @@ def geglu(x: Tensor, *, backend: str = "reference") -> Tensor:
         ValueError: an unknown backend, or an input that the Triton kernels do not take.
 
     """
-    check_backend(backend)
-    if backend == "triton":
+    if provides(backend, "geglu"):
         from nti.kernels import geglu_triton
 
         return geglu_triton.geglu(x)

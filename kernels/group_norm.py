@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from nti.kernels.backend import check_backend
+from nti.kernels.backend import provides
 from torch import Tensor
 
 __all__ = ["group_norm", "reference"]
@@ -41,8 +41,7 @@ def group_norm(
         ValueError: an unknown backend, or inputs that the Triton kernels do not take.
 
     """
-    check_backend(backend)
-    if backend == "triton":
+    if provides(backend, "group_norm"):
         from nti.kernels import group_norm_triton
 
         return group_norm_triton.group_norm(x, weight, bias, groups, eps, silu)

@@ -5,7 +5,7 @@ The row to take Q and K from is data, so one graph serves the steps inside and o
 """
 
 import torch.nn.functional as F
-from nti.kernels.backend import check_backend
+from nti.kernels.backend import provides
 from torch import Tensor
 
 __all__ = ["reference", "self_attention"]
@@ -31,12 +31,11 @@ def self_attention(
         not take.
 
     """
-    check_backend(backend)
     if rows is not None and rows.shape != q.shape[:1]:
         raise ValueError(
             f"rows: got {tuple(rows.shape)}, expected ({q.shape[0]},), one for each row of q"
         )
-    if backend == "triton":
+    if provides(backend, "self_attention"):
         from nti.kernels import self_attention_triton
 
         return self_attention_triton.self_attention(q, k, v, rows)

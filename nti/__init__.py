@@ -11,44 +11,71 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nti.compilation import compile_model as compile_model
     from nti.config import SD_V1 as SD_V1
     from nti.config import ModelConfig as ModelConfig
+    from nti.editing.attention_maps import average_attention as average_attention
+    from nti.editing.plan import EditPlan as EditPlan
+    from nti.editing.prompt_to_prompt import EditedLatents as EditedLatents
     from nti.editing.prompt_to_prompt import EditResult as EditResult
     from nti.editing.prompt_to_prompt import edit as edit
+    from nti.editing.prompt_to_prompt import edit_latents as edit_latents
+    from nti.errors import NotFiniteError as NotFiniteError
+    from nti.errors import Stopped as Stopped
     from nti.image import Placement as Placement
+    from nti.image import load_image as load_image
+    from nti.image import open_image as open_image
     from nti.image import paste_back as paste_back
+    from nti.image import to_pil as to_pil
+    from nti.inversion.ddim import ddim_invert as ddim_invert
+    from nti.inversion.generate import generate as generate
+    from nti.inversion.inversion import Inversion as Inversion
+    from nti.inversion.inversion import InversionFileError as InversionFileError
+    from nti.inversion.invert import InversionSettings as InversionSettings
+    from nti.inversion.invert import InvertedLatents as InvertedLatents
     from nti.inversion.invert import invert as invert
-    from nti.inversion.record import Inversion as Inversion
+    from nti.inversion.invert import invert_batch as invert_batch
+    from nti.inversion.invert import invert_latent as invert_latent
+    from nti.inversion.null_text import NullTextResult as NullTextResult
+    from nti.inversion.null_text import optimize_null_text as optimize_null_text
     from nti.inversion.sampling import reconstruct as reconstruct
+    from nti.inversion.sampling import reconstruct_latents as reconstruct_latents
+    from nti.inversion.sampling import sample as sample
     from nti.model import StableDiffusion as StableDiffusion
     from nti.model import load_model as load_model
+    from nti.weights_loader import CheckpointError as CheckpointError
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "EditResult": "nti.editing.prompt_to_prompt",
-    "Inversion": "nti.inversion.record",
-    "ModelConfig": "nti.config",
-    "Placement": "nti.image",
-    "SD_V1": "nti.config",
-    "StableDiffusion": "nti.model",
-    "compile_model": "nti.compilation",
-    "edit": "nti.editing.prompt_to_prompt",
-    "invert": "nti.inversion.invert",
-    "load_model": "nti.model",
-    "paste_back": "nti.image",
-    "reconstruct": "nti.inversion.sampling",
-}
+    "nti.config": ("SD_V1", "ModelConfig"),
+    "nti.editing.attention_maps": ("average_attention",),
+    "nti.editing.plan": ("EditPlan",),
+    "nti.editing.prompt_to_prompt": ("EditResult", "EditedLatents", "edit", "edit_latents"),
+    "nti.errors": ("NotFiniteError", "Stopped"),
+    "nti.image": ("Placement", "load_image", "open_image", "paste_back", "to_pil"),
+    "nti.inversion.ddim": ("ddim_invert",),
+    "nti.inversion.generate": ("generate",),
+    "nti.inversion.inversion": ("Inversion", "InversionFileError"),
+    "nti.inversion.invert": (
+        "InversionSettings", "InvertedLatents", "invert", "invert_batch", "invert_latent",
+    ),
+    "nti.inversion.null_text": ("NullTextResult", "optimize_null_text"),
+    "nti.inversion.sampling": ("reconstruct", "reconstruct_latents", "sample"),
+    "nti.model": ("StableDiffusion", "load_model"),
+    "nti.weights_loader": ("CheckpointError",),
+}  # fmt: skip
+"""Each public name by its module."""
 
-__all__ = sorted(_HOMES)
+_MODULES = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'nti' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*_HOMES, "__version__"])
+    return sorted([*_MODULES, "__version__"])

@@ -9,14 +9,15 @@ from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
+from nti.contact_sheet import contact_sheet
 from nti.editing.prompt_to_prompt import edit
 from nti.image import load_image, to_pil
+from nti.inversion.inversion import Inversion
 from nti.inversion.invert import invert
-from nti.inversion.record import Inversion
 from nti.inversion.sampling import reconstruct, sample
 from nti.model import StableDiffusion
-from nti.sheet import contact_sheet
 
 __all__ = ["psnr", "run_demo", "sample_captions", "sample_image"]
 
@@ -131,9 +132,15 @@ def _reconstructions(
     """Invert one sample; return it with labelled source, bound, DDIM and null-text images."""
     caption = sample_captions()[name]
     source = load_image(sample_image(name), model.config.image_size)
-    inversion = invert(
-        model, source, caption, steps=steps, guidance_scale=guidance_scale, progress=True
-    )
+    with tqdm(desc=f"inverting {name}") as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        inversion = invert(
+            model, source, caption, steps=steps, guidance_scale=guidance_scale, callback=show
+        )
     inversion.save(directory / f"{name}.nti.safetensors")
     w = inversion.guidance_scale
     images = {
@@ -157,7 +164,7 @@ def _reconstructions(
 def plain_ddim(model: StableDiffusion, inversion: Inversion) -> Image.Image:
     """Sample from the same z_T with psi("") at every timestep: guidance without null-text."""
     latents = sample(
-        model,
+        model.steps,
         inversion.pivot[:1].to(model.device, model.state_dtype),
         model.encode_text([inversion.prompt]),
         model.encode_text([""]).expand(inversion.steps, 1, -1, -1),

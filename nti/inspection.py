@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nti.inversion.record import Inversion
+from nti.inversion.inversion import Inversion
 from nti.model import CONFIG_KEY, layouts, locate, parameter_shapes, skeletons
 from nti.weights_loader import NetworkReport, examine, not_finite, read_metadata
 

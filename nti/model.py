@@ -4,24 +4,22 @@ import logging
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from nti.config import SD_V1, ModelConfig
-from nti.kernels.backend import resolve_backend
-from nti.networks.attention import set_backend
-from nti.networks.control import AttentionCapture, AttentionControl
+from nti.errors import check_finite
+from nti.execution.choose import choose_backend, choose_execution
+from nti.execution.eager import eager_steps
+from nti.execution.steps import Steps
 from nti.networks.text_encoder import TextEncoder
 from nti.networks.tokenizer import Tokenizer
-from nti.networks.unet import Begun, UNet
+from nti.networks.unet import UNet
 from nti.networks.vae import VAE
-from nti.sampling.schedule import Schedule, StepCoefficients
-from nti.sampling.step import AdamState, guided_step, null_text_iteration
+from nti.sampling.schedule import Schedule
 from nti.weights_loader import (
     Layout,
     network_files,
@@ -39,31 +37,36 @@ logger = logging.getLogger(__name__)
 CONFIG_KEY = "nti_config"
 """The metadata key under which a checkpoint that is not SD v1 states its configuration."""
 
-Network = TypeVar("Network", bound=nn.Module)
-
 MEMORY = ("normal", "low")
 
 
 class StableDiffusion:
     """A frozen Stable Diffusion v1 model of any width.
 
-    The networks compute in `dtype`; latents, embeddings and noise go in and out in `state_dtype`,
-    which is float64 for a float64 model and float32 for every other.
+    The networks compute in a dtype of their own; latents, embeddings and noise go in and out in
+    `state_dtype`, which is float64 for a float64 UNet and float32 for every other.
     """
 
-    cuda_graph = True
-    """Whether `nti.invert` records steps of this model on CUDA; see `load_model`."""
-
     def __init__(
-        self, config: ModelConfig, unet: UNet, vae: VAE, text: TextEncoder, tokenizer: Tokenizer
+        self,
+        config: ModelConfig,
+        unet: UNet,
+        vae: VAE,
+        text: TextEncoder,
+        tokenizer: Tokenizer,
+        steps: Steps | None = None,
     ) -> None:
-        self.config = config
-        # Convolutions and norms read and write this layout without reordering (PyTorch's norms on
-        # CUDA do not); tokens are views of it.
-        self.unet = _freeze(unet).to(memory_format=torch.channels_last)
-        self.vae = _freeze(vae)
-        self.text = _freeze(text)
-        self.tokenizer = tokenizer
+        """Put networks together, as they are: `load_model` freezes them and lays them out.
+
+        `steps` runs the UNet; None: eagerly.
+        """
+        self.config, self.vae, self.text, self.tokenizer = config, vae, text, tokenizer
+        self.steps = steps or eager_steps(unet)
+
+    @property
+    def unet(self) -> UNet:
+        """The denoiser that the steps compute."""
+        return self.steps.unet
 
     @property
     def device(self) -> torch.device:
@@ -72,13 +75,29 @@ class StableDiffusion:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the networks compute in."""
+        """What the UNet computes in."""
         return self.unet.conv_in.weight.dtype
 
     @property
     def state_dtype(self) -> torch.dtype:
         """Of latents, embeddings and noise outside the networks."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    def with_execution(self, execution: str, *, compiler: str = "inductor") -> "StableDiffusion":
+        """Return the same model, on the same weights, whose steps run in another way.
+
+        Args:
+            execution: `eager`; `compiled`, by torch.compile: one graph for each step and shape, of
+                which the first call takes minutes; `cuda-graph`: captured at the first call; or
+                `auto`: `cuda-graph` on CUDA if it passes its self-check, else `eager`.
+            compiler: of `compiled`: a backend of torch.compile.
+
+        Raises:
+            ValueError: an unknown execution, or one that cannot be had on this device.
+
+        """
+        steps = choose_execution(self.steps, execution, compiler=compiler)
+        return StableDiffusion(self.config, self.unet, self.vae, self.text, self.tokenizer, steps)
 
     def schedule(self, steps: int) -> Schedule:
         """Return `steps` timesteps of the schedule; ValueError for a number that does not fit."""
@@ -89,19 +108,29 @@ class StableDiffusion:
         """psi(P): prompts -> token states (B, 77, C) in `state_dtype`.
 
         Warns of a prompt that is cut at 75 tokens, and of words that a small model was not trained
-        on.
+        on. NotFiniteError for states that overflow.
         """
         self._warn_of_unknown_words(prompts)
         tokens = self.tokenizer(prompts).to(self.device)
+        for prompt in prompts:
+            encoded = self.tokenizer.encode(prompt)
+            if encoded.cut:
+                warnings.warn(
+                    f"the prompt is longer than {len(encoded.spans)} tokens; this was cut:"
+                    f" {encoded.cut!r}",
+                    stacklevel=3,
+                )
         states: Tensor = self.text(tokens)
+        check_finite(states, "text encoder", states.dtype)
         return states.to(self.state_dtype)
 
     @torch.no_grad()
     def encode_image(self, image: Tensor) -> Tensor:
         """Image (B, 3, H, W) in [-1, 1] -> z_0 (B, 4, H/8, W/8): the scaled mean, in `state_dtype`.
 
-        Raises ValueError for another shape, or for sides that the UNet cannot halve as often as it
-        must.
+        One image after the other, so that a batch takes no more memory than an image. Raises
+        ValueError for another shape, or for sides that the UNet cannot halve as often as it must;
+        NotFiniteError for latents that overflow.
         """
         multiple = self.config.granularity
         if (
@@ -114,85 +143,22 @@ class StableDiffusion:
                 f"image: got {tuple(image.shape)}, expected (B, 3, H, W) with H and W"
                 f" multiples of {multiple}: resize or crop it"
             )
-        latent: Tensor = self.vae.encode(image.to(self.device, self.dtype))
+        dtype = self.vae.dtype
+        latent = torch.cat([self.vae.encode(x[None].to(self.device, dtype)) for x in image])
+        check_finite(latent, "encoder", dtype)
         return latent.to(self.state_dtype)
 
     @torch.no_grad()
     def decode_latent(self, latent: Tensor) -> Tensor:
-        """z_0 (B, 4, h, w) -> image (B, 3, 8h, 8w), clamped to [-1, 1], in `state_dtype`."""
-        image: Tensor = self.vae.decode(latent.to(self.device, self.dtype))
-        return image.to(self.state_dtype).clamp(-1.0, 1.0)
+        """z_0 (B, 4, h, w) -> image (B, 3, 8h, 8w), clamped to [-1, 1], in `state_dtype`.
 
-    def predict_noise(self, latent: Tensor, timestep: int | Tensor, context: Tensor) -> Tensor:
-        """eps_theta(z_t, t, C).
-
-        Args:
-            latent: z_t (B, 4, h, w).
-            timestep: t, one for all or (B,).
-            context: token states (B, 77, C).
-
-        Returns:
-            (B, 4, h, w) in the latent's dtype. Differentiable in the latent and the context.
-
+        One latent after the other. NotFiniteError for latents or images that are not finite.
         """
-        return self.finish(self.begin(latent, timestep), context).to(latent.dtype)
-
-    def predict_noise_controlled(
-        self,
-        latent: Tensor,
-        timestep: int | Tensor,
-        context: Tensor,
-        control: AttentionControl | None,
-        capture: AttentionCapture | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Like `predict_noise` under control; also returns the word maps (R, W, h', w')."""
-        t = torch.as_tensor(timestep, device=latent.device).expand(latent.shape[0])
-        eps, maps = self.unet(latent.to(self.dtype), t, context.to(self.dtype), control, capture)
-        return eps.to(latent.dtype), maps
-
-    def guided_step(
-        self,
-        latent: Tensor,
-        timestep: int | Tensor,
-        uncond: Tensor,
-        cond: Tensor,
-        coefficients: StepCoefficients,
-        guidance_scale: float | Tensor,
-    ) -> Tensor:
-        """z_t -> z_{t-1}: see `nti.sampling.step.guided_step`."""
-        return guided_step(
-            lambda z, c: self.predict_noise(z, timestep, c),
-            latent, uncond, cond, coefficients, guidance_scale,
-        )  # fmt: skip
-
-    def null_text_iteration(
-        self,
-        begun: Begun,
-        uncond: Tensor,
-        adam: AdamState,
-        latent: Tensor,
-        eps_cond: Tensor,
-        target: Tensor,
-        coefficients: StepCoefficients,
-        guidance_scale: float | Tensor,
-        learning_rate: float | Tensor,
-        active: Tensor,
-    ) -> tuple[Tensor, AdamState, Tensor]:
-        """One inner iteration on a latent begun: see `nti.sampling.step.null_text_iteration`."""
-        return null_text_iteration(
-            partial(self.finish, begun),
-            uncond, adam, latent, eps_cond, target, coefficients, guidance_scale, learning_rate,
-            active,
-        )  # fmt: skip
-
-    def begin(self, latent: Tensor, timestep: int | Tensor) -> Begun:
-        """Do what of eps_theta(z_t, t, C) does not depend on C, for `finish`."""
-        t = torch.as_tensor(timestep, device=latent.device).expand(latent.shape[0])
-        return self.unet.begin(latent.to(self.dtype), t)
-
-    def finish(self, begun: Begun, context: Tensor) -> Tensor:
-        """eps_theta(z_t, t, C) (B, 4, h, w) in the dtype of C (B, 77, C), of a latent begun."""
-        return self.unet.finish(begun, context.to(self.dtype))[0].to(context.dtype)
+        check_finite(latent, "latent to decode", self.dtype)
+        dtype = self.vae.dtype
+        image = torch.cat([self.vae.decode(z[None].to(self.device, dtype)) for z in latent])
+        check_finite(image, "decoder", dtype)
+        return image.to(self.state_dtype).clamp(-1.0, 1.0)
 
     def _warn_of_unknown_words(self, prompts: Sequence[str]) -> None:
         known = self.config.vocabulary
@@ -207,10 +173,6 @@ class StableDiffusion:
             )
 
 
-def _freeze(network: Network) -> Network:
-    return network.requires_grad_(False).eval()
-
-
 @torch.inference_mode(mode=False)  # what is made in that mode cannot be differentiated through
 def load_model(
     checkpoint: str | Path | None = None,
@@ -220,25 +182,25 @@ def load_model(
     dtype: torch.dtype | None = None,
     backend: str = "auto",
     memory: str = "normal",
-    cuda_graph: bool = True,
+    execution: str = "auto",
 ) -> StableDiffusion:
     """Load a model.
 
     Args:
         checkpoint: a `.safetensors` file in the original SD v1 layout, or a directory in diffusers'
-            layout; which, is found out. None is the small embedded model.
+            layout; the loader finds out which. None is the small embedded model.
         vae: a file or directory whose autoencoder replaces the checkpoint's.
         device: None: CUDA if there is any, else the CPU.
-        dtype: what the networks compute in; None: float16 on CUDA, float32 elsewhere.
-        backend: who computes the UNet's attention, norms and gates: `reference` (PyTorch), `triton`
-            (attention alone in steps that torch.compile compiles), or `auto`: Triton for half
-            precision on CUDA, else the reference.
+        dtype: what the UNet and the text encoder compute in; None: float16 on CUDA, float32
+            elsewhere. The autoencoder runs once an image and overflows first, so where this is
+            float16 it computes in float32.
+        backend: who computes the UNet's layers: `reference` (PyTorch), `onednn` (float32 on a CPU),
+            `triton` (CUDA), or `auto`: oneDNN for float32 on a CPU, Triton for half precision on
+            CUDA if its kernels pass their self-check, else the reference.
         memory: `low` computes the UNet's blocks again in the backward pass instead of keeping what
-            is inside them: at 512 pixels in float32 on a CPU 4.3 GiB at the peak instead of 4.6,
-            for a quarter more time (`benchmarks/results/step.csv`).
-        cuda_graph: on CUDA, `nti.invert` records the noise and the inner iteration as CUDA graphs,
-            so that they have no launch overhead, anew for every call; `nti.compile_model(model,
-            backend="cuda-graph")` records all steps, once. False leaves them eager.
+            is inside them: for half precision at 512 pixels 86 MiB of activations instead of 444,
+            for a quarter to a third more time (`benchmarks/activations.py`).
+        execution: how the steps run; see `StableDiffusion.with_execution`.
 
     Returns:
         The model, frozen.
@@ -246,36 +208,37 @@ def load_model(
     Raises:
         CheckpointError: a file that is missing, is no safetensors file, is known to be something
         else (SD 2.x, SDXL, inpainting, LoRA, pickle), or does not hold exactly these networks.
-        ValueError: an unknown device, backend or `memory`, or `triton` where it cannot run.
+        ValueError: an unknown device, backend, `memory` or `execution`, or one that cannot be had.
 
     """
     if memory not in MEMORY:
         raise ValueError(f"memory: got {memory!r}, expected one of {', '.join(MEMORY)}")
     device = _device(device)
     dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
-    backend = resolve_backend(backend, device, dtype)
+    backend = choose_backend(backend, device, dtype)
     files, config = locate(checkpoint, vae)
     logger.info("%s on %s in %s, backend: %s", config.name, device, dtype, backend)
-    networks = skeletons(config)
+    networks = skeletons(config, backend=backend, recompute=memory == "low")
+    exact = torch.float32 if dtype == torch.float16 else dtype
     parameters = read_networks(
         files,
         layouts(config),
         {name: parameter_shapes(network) for name, network in networks.items()},
-        dtype=dtype,
+        dtypes={"unet": dtype, "vae": exact, "text": dtype},
         device=device,
+        # Convolutions and norms read and write this layout without reordering (PyTorch's norms on
+        # CUDA do not); tokens are views of it.
         channels_last=("unet",),
     )
     for name, network in networks.items():
         network.load_state_dict(parameters.pop(name), assign=True)
+        network.requires_grad_(False).eval()
     unet, autoencoder, text = networks["unet"], networks["vae"], networks["text"]
     assert isinstance(unet, UNet) and isinstance(autoencoder, VAE) and isinstance(text, TextEncoder)
     text.restore_buffers(device)
-    unet.recompute = memory == "low"
-    set_backend(unet, backend)
+    steps = choose_execution(eager_steps(unet), execution)
     tokenizer = Tokenizer(config.text.context_length)
-    model = StableDiffusion(config, unet, autoencoder, text, tokenizer)
-    model.cuda_graph = cuda_graph
-    return model
+    return StableDiffusion(config, unet, autoencoder, text, tokenizer, steps)
 
 
 def locate(
@@ -289,11 +252,13 @@ def locate(
     return files, config
 
 
-def skeletons(config: ModelConfig) -> dict[str, nn.Module]:
+def skeletons(
+    config: ModelConfig, *, backend: str = "reference", recompute: bool = False
+) -> dict[str, nn.Module]:
     """Return the three networks on the meta device: shapes without weights."""
     with torch.device("meta"):
         return {
-            "unet": UNet(config.unet),
+            "unet": UNet(config.unet, backend=backend, recompute=recompute),
             "vae": VAE(config.vae),
             "text": TextEncoder(config.text),
         }
@@ -321,11 +286,13 @@ def embedded_checkpoint() -> Path:
 
 def _device(device: str | torch.device | None) -> torch.device:
     """Choose CUDA if there is any where nothing is asked for; ValueError for what there is not."""
-    available = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = ["cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
     try:
-        chosen = torch.device(device or available[-1])
+        chosen = torch.device(device or ("cuda" if count else "cpu"))
     except RuntimeError:
         chosen = torch.device("meta")
-    if chosen.type not in available:
-        raise ValueError(f"device: got {str(device)!r}, expected one of {', '.join(available)}")
+    name = chosen.type if chosen.type == "cpu" else str(chosen)
+    if name not in there:
+        raise ValueError(f"device: got {str(device)!r}, expected one of {', '.join(there)}")
     return chosen

@@ -1,40 +1,91 @@
-"""A labelled picture of an inversion's cross-attention: one map a token, or one a word."""
+"""Labelled pictures of averaged attention: a map a token or word, or principal components."""
 
 from PIL import Image
 from torch import Tensor
 
+from nti.contact_sheet import contact_sheet, heat_image
 from nti.editing.alignment import words_of
+from nti.editing.attention_maps import average_attention, self_attention_components
+from nti.editing.plan import EditPlan
+from nti.errors import Callback
 from nti.image import to_pil
-from nti.inversion.attention_maps import average_cross_attention
-from nti.inversion.record import Inversion
+from nti.inversion.inversion import Inversion
 from nti.model import StableDiffusion
-from nti.sheet import contact_sheet, heat_image
 
-__all__ = ["attention_grid"]
+__all__ = ["attention_grid", "component_grid"]
 
 COLUMNS = 6
 CELL = 160
 
+Cell = tuple[Image.Image, str]
+
 
 def attention_grid(
-    model: StableDiffusion, inversion: Inversion, *, by_word: bool = False, progress: bool = False
+    model: StableDiffusion,
+    inversion: Inversion,
+    plan: EditPlan | None = None,
+    *,
+    by_word: bool = False,
+    level: int | None = None,
+    places: tuple[str, ...] = ("down", "up"),
+    callback: Callback | None = None,
 ) -> Image.Image:
-    """Draw the image and each token's average map (a word's tokens add up).
+    """Draw the image and each token's average map (a word's tokens add up), then those of edits.
 
-    Each map is drawn to its own maximum, which its label states. ValueError for another model's
-    inversion.
+    Each map is drawn to its own maximum, which its label states. The arguments and errors are those
+    of `average_attention`.
     """
-    maps = average_cross_attention(model, inversion, progress=progress)
-    prompt = model.tokenizer.encode(inversion.prompt)
+    maps = average_attention(model, inversion, plan, level=level, places=places, callback=callback)
+    prompts = [inversion.prompt, *(() if plan is None else plan.prompts)]
+    rows: list[list[Cell]] = []
+    for number, (prompt, its_maps) in enumerate(zip(prompts, maps, strict=True)):
+        cells = _image_cell(model, inversion, prompt) if number == 0 else []
+        cells += _token_cells(model, prompt, its_maps, by_word)
+        rows += [cells[start : start + COLUMNS] for start in range(0, len(cells), COLUMNS)]
+    return contact_sheet(rows, cell=CELL)
+
+
+def component_grid(
+    model: StableDiffusion,
+    inversion: Inversion,
+    count: int,
+    *,
+    level: int | None = None,
+    places: tuple[str, ...] = ("down", "up"),
+    callback: Callback | None = None,
+) -> Image.Image:
+    """Draw the image and the principal components of its self-attention, the strongest first.
+
+    Each is drawn from its smallest value to its largest. The arguments and errors are those of
+    `average_attention` and `self_attention_components`.
+    """
+    maps = average_attention(
+        model, inversion, kind="self", level=level, places=places, callback=callback
+    )
+    components = self_attention_components(maps[0], count)
+    cells = _image_cell(model, inversion, inversion.prompt)
+    for number, component in enumerate(components, 1):
+        cells.append((heat_image(component - component.min(), CELL), f"component {number}"))
+    return contact_sheet(
+        [cells[start : start + COLUMNS] for start in range(0, len(cells), COLUMNS)], cell=CELL
+    )
+
+
+def _image_cell(model: StableDiffusion, inversion: Inversion, label: str) -> list[Cell]:
+    latent = inversion.latents[-1:].to(model.device, model.state_dtype)
+    return [(to_pil(model.decode_latent(latent))[0], label)]
+
+
+def _token_cells(model: StableDiffusion, text: str, maps: Tensor, by_word: bool) -> list[Cell]:
+    """One cell a token or word of a prompt, of maps (h, w, 77)."""
+    prompt = model.tokenizer.encode(text)
     if by_word:
         groups = [(word.text, list(word.tokens)) for word in words_of(prompt)]
     else:
         names = ["<start>", *prompt.pieces, "<end>"]
         groups = [(f"{i} {name}", [i]) for i, name in enumerate(names)]
-    latent = inversion.latents[-1:].to(model.device, model.state_dtype)
-    cells = [(to_pil(model.decode_latent(latent))[0], inversion.prompt)]
+    cells = []
     for label, tokens in groups:
-        token_map: Tensor = maps[tokens].sum(dim=0)
+        token_map: Tensor = maps[..., tokens].sum(dim=-1)
         cells.append((heat_image(token_map, CELL), f"{label}\nmax {token_map.max():.3f}"))
-    rows = [cells[start : start + COLUMNS] for start in range(0, len(cells), COLUMNS)]
-    return contact_sheet(rows, cell=CELL)
+    return cells

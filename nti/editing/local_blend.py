@@ -3,7 +3,7 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +20,15 @@ BlendWords = str | tuple[str, str]
 Several words are several tokens of a phrase, or are separated by commas."""
 
 THRESHOLD = 0.3
+"""Share of its maximum above which a word's map counts."""
 START = 0.2
-"""Blending begins at step int(0.2 T)."""
+"""Share of the steps before blending begins, at step int(0.2 T)."""
 
 
-def blend_mask(maps: Tensor, size: tuple[int, int], *, pool: bool) -> Tensor:
-    """Word maps summed so far (R, h', w') -> (R, h, w) bool: above 0.3 of each maximum.
+def blend_mask(
+    maps: Tensor, size: tuple[int, int], *, pool: bool, threshold: float = THRESHOLD
+) -> Tensor:
+    """Word maps summed so far (R, h', w') -> (R, h, w) bool: above a share of each maximum.
 
     A map that is zero everywhere (a word weighted by 0) gives an empty mask.
     """
@@ -33,7 +36,7 @@ def blend_mask(maps: Tensor, size: tuple[int, int], *, pool: bool) -> Tensor:
     if pool:
         x = F.max_pool2d(x, 3, stride=1, padding=1)
     x = F.interpolate(x, size=size)[:, 0]
-    return x > THRESHOLD * x.amax(dim=(1, 2), keepdim=True)
+    return x > threshold * x.amax(dim=(1, 2), keepdim=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +50,19 @@ class LocalBlend:
     """(E,) bool: edits without blend words change everywhere."""
     subtracts: Tensor
     """(E,) bool."""
+    start: float = START
+    threshold: float = THRESHOLD
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.start <= 1.0:
+            raise ValueError(
+                f"blend_start: got {self.start}, expected a share of the steps, 0 to 1"
+            )
+        if not 0.0 <= self.threshold < 1.0:
+            raise ValueError(
+                f"blend_threshold: got {self.threshold}, expected a share of the maximum, from 0 to"
+                " less than 1"
+            )
 
     @classmethod
     def create(
@@ -55,6 +71,9 @@ class LocalBlend:
         edits: Sequence[TokenizedPrompt],
         blend: Sequence[BlendWords | None],
         subtract: Sequence[BlendWords | None],
+        *,
+        start: float = START,
+        threshold: float = THRESHOLD,
     ) -> "LocalBlend | None":
         """Look each word up in its own prompt; None where no edit has any.
 
@@ -74,12 +93,22 @@ class LocalBlend:
             words,
             blends=torch.tensor([setting is not None for setting in blend]),
             subtracts=torch.tensor([setting is not None for setting in subtract]),
+            start=start,
+            threshold=threshold,
         )
 
-    @staticmethod
-    def starts(steps: int) -> int:
+    def to(self, device: torch.device, dtype: torch.dtype) -> "LocalBlend":
+        """Return the blend elsewhere."""
+        return replace(
+            self,
+            words=self.words.to(device, dtype),
+            blends=self.blends.to(device),
+            subtracts=self.subtracts.to(device),
+        )
+
+    def first_step(self, steps: int) -> int:
         """Return the first blended step."""
-        return int(START * steps)
+        return int(self.start * steps)
 
     def mask(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
         """Where each edit may change the image.
@@ -96,13 +125,11 @@ class LocalBlend:
         pairs = rearrange(maps, "rows (edits pair) h w -> rows edits pair h w", pair=2)
         of_source, of_edit = pairs[0], pairs[1 + edits, edits]
         keep, drop = (
-            blend_mask(of_edit[:, i], size, pool=i == 0)
-            | blend_mask(of_source[:, i], size, pool=i == 0)
+            blend_mask(of_edit[:, i], size, pool=i == 0, threshold=self.threshold)
+            | blend_mask(of_source[:, i], size, pool=i == 0, threshold=self.threshold)
             for i in range(2)
         )
-        blends, subtracts = (
-            x.to(maps.device)[:, None, None] for x in (self.blends, self.subtracts)
-        )
+        blends, subtracts = (x[:, None, None] for x in (self.blends, self.subtracts))
         return (keep | ~blends) & ~(drop & subtracts)
 
 

@@ -1,36 +1,41 @@
 """`edit`: the sampling loop with Prompt-to-Prompt's control, the source replayed from the
-inversion.
+inversion. `nti.editing.reference` is the same with every map in memory.
 """
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
-from nti.editing.alignment import Alignment, align
-from nti.editing.controls import (
-    ControlSchedule,
-    CrossWindow,
-    Window,
-    cross_windows,
-    equalizer,
-    self_window,
-)
-from nti.editing.local_blend import BlendWords, LocalBlend
+from nti.editing.alignment import Alignment
+from nti.editing.control_schedule import ControlSchedule, CrossWindow, Window
+from nti.editing.local_blend import START, THRESHOLD, BlendWords, LocalBlend
+from nti.editing.plan import EditPlan
+from nti.errors import Callback, check_finite, report
 from nti.image import to_pil
-from nti.inversion.record import Inversion
+from nti.inversion.inversion import Inversion
 from nti.inversion.sampling import check_model
 from nti.model import StableDiffusion
-from nti.sampling.schedule import ddim_step
-from nti.sampling.step import guided_noise
+from nti.networks.control import MapHook
+from nti.sampling.schedule import Schedule, ddim_step
+from nti.sampling.step import controlled_noise, guided_noise
 
-__all__ = ["EditResult", "edit"]
+__all__ = ["EditResult", "EditedLatents", "edit", "edit_latents"]
+
+
+@dataclass(frozen=True, eq=False)
+class EditedLatents:
+    """What an edit of E prompts gives before it is decoded, on the model's device."""
+
+    latents: Tensor
+    """The edits' latents, in sampling order: (steps - start + 1, E, 4, h, w)."""
+    source: Tensor
+    """The source's last latent as the batch had it: (1, 4, h, w)."""
+    masks: Tensor | None
+    """Where local blend let each edit change, by step: (steps - start, E, h, w) bool, or None."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +54,6 @@ class EditResult:
     """How each prompt was aligned with the source's; `.mode` tells what `auto` chose."""
 
 
-@torch.no_grad()
 def edit(
     model: StableDiffusion,
     inversion: Inversion,
@@ -61,10 +65,13 @@ def edit(
     blend: BlendWords | list[BlendWords | None] | None = None,
     subtract: BlendWords | list[BlendWords | None] | None = None,
     reweight: Mapping[str, float] | list[Mapping[str, float] | None] | None = None,
+    blend_start: float = START,
+    blend_threshold: float = THRESHOLD,
     replay: bool = True,
     guidance_scale: float | None = None,
+    negative_prompt: str | None = None,
     start: int = 0,
-    progress: bool = False,
+    callback: Callback | None = None,
 ) -> EditResult:
     """Edit an inverted image by its words (Prompt-to-Prompt, arXiv 2208.01626).
 
@@ -86,137 +93,200 @@ def edit(
             prompts.
         subtract: words in whose regions nothing changes.
         reweight: factors on the attention of words of the edited prompt: {"tiger": 2.0}.
-        replay: read the source's latents from the inversion, and compute only its attention; False
-            computes the source's branch too, as the published batch of 2E + 2 rows does.
-        guidance_scale: w of the edits; None: the inversion's. The source keeps the inversion's.
-        start: the step to start at, from the inversion's latent there; windows count from step 0
-            all the same.
-        progress: show a bar.
+        blend_start: share of the steps before blending begins.
+        blend_threshold: share of its maximum above which a word's map counts for `blend` and
+            `subtract`.
+        replay: see `edit_latents`, as for all that follow.
+        guidance_scale: see there.
+        negative_prompt: see there.
+        start: see there.
+        callback: see there.
 
     Raises:
         ValueError: settings that do not fit, with what was got and expected.
+        NotFiniteError: latents that overflow.
+        Stopped: by the callback.
 
     """
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    count, steps = len(prompts), inversion.steps
     check_model(model, inversion)
-    if not prompts:
-        raise ValueError("prompts: got none, expected one edited prompt or more")
-    if not 0 <= start < steps:
-        raise ValueError(f"start: got {start}, expected 0 to {steps - 1}, a step of the inversion")
+    plan = EditPlan.create(
+        model.tokenizer, inversion.prompt, prompts, steps=inversion.steps, mode=mode,
+        cross_replace=cross_replace, self_replace=self_replace, blend=blend, subtract=subtract,
+        reweight=reweight, blend_start=blend_start, blend_threshold=blend_threshold,
+    )  # fmt: skip
+    edited = edit_latents(
+        model, inversion, plan, replay=replay, guidance_scale=guidance_scale,
+        negative_prompt=negative_prompt, start=start, callback=callback,
+    )  # fmt: skip
+    source, *images = to_pil(model.decode_latent(torch.cat([edited.source, edited.latents[-1]])))
+    masks = None if edited.masks is None else edited.masks.cpu()
+    return EditResult(images, edited.latents.cpu(), source, masks, plan.alignments)
+
+
+@torch.no_grad()
+def edit_latents(
+    model: StableDiffusion,
+    inversion: Inversion,
+    plan: EditPlan,
+    *,
+    replay: bool = True,
+    guidance_scale: float | None = None,
+    negative_prompt: str | None = None,
+    start: int = 0,
+    callback: Callback | None = None,
+    hook: MapHook | None = None,
+) -> EditedLatents:
+    """Edit an inversion as planned: the part of `edit` between the words and the pictures.
+
+    Args:
+        model: the model that the inversion was made with.
+        inversion: of the source image, of the plan's prompt and steps.
+        plan: of the edits.
+        replay: read the source's latents from the inversion, and compute only its attention; False
+            computes the source's branch too, as the published batch of 2E + 2 rows does.
+        guidance_scale: w of the edits; None: the inversion's. The source keeps the inversion's.
+        negative_prompt: its embedding takes the place of the edits' null embeddings at every step;
+            None: those of the inversion. The source keeps its own. What null-text optimization
+            learned is then lost to the edits, so they follow the image less closely.
+        start: the step to start at, from the inversion's latent there; windows count from step 0
+            all the same.
+        callback: called with (steps done, steps in all); see `nti.errors.Callback`.
+        hook: sees the full attention maps of the batch, at the cost of having them in memory. The
+            last 1 + E rows are the conditional ones, the source's first. Its steps run eagerly.
+
+    Raises:
+        ValueError: an inversion that the plan was not made for, or settings that do not fit.
+        NotFiniteError: latents that overflow.
+        Stopped: by the callback.
+
+    """
+    check_model(model, inversion)
+    _check_plan(plan, inversion, start, guidance_scale)
+    plan.check_dtype(model.dtype)
+    uncond = inversion.uncond[:, None].to(model.device, model.state_dtype)
+    negative = None if negative_prompt is None else model.encode_text([negative_prompt])
+    w = inversion.guidance_scale
+    loop = _Loop(
+        model=model,
+        schedule=model.schedule(plan.steps),
+        controls=plan.controls.to(model.device, model.state_dtype),
+        blend=None if plan.blend is None else plan.blend.to(model.device, model.state_dtype),
+        visited=inversion.latents.to(model.device, model.state_dtype),
+        cond=model.encode_text([plan.source, *plan.prompts]),
+        uncond_source=uncond,
+        uncond_edits=uncond if negative is None else negative.expand_as(uncond),
+        w_source=w,
+        w_edits=w if guidance_scale is None else guidance_scale,
+        replay=replay,
+        hook=hook,
+    )
+    return loop.run(start, callback)
+
+
+def _check_plan(
+    plan: EditPlan, inversion: Inversion, start: int, guidance_scale: float | None
+) -> None:
+    if (plan.source, plan.steps) != (inversion.prompt, inversion.steps):
+        raise ValueError(
+            f"plan: got one for {plan.source!r} in {plan.steps} steps, expected"
+            f" {inversion.prompt!r} in {inversion.steps}, as the inversion is: plan anew"
+        )
+    if not 0 <= start < inversion.steps:
+        raise ValueError(
+            f"start: got {start}, expected 0 to {inversion.steps - 1}, a step of the inversion"
+        )
     if guidance_scale is not None and not math.isfinite(guidance_scale):
         raise ValueError(f"guidance_scale: got {guidance_scale}, expected a finite number")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # `encode_text` says what is cut
-        source = model.tokenizer.encode(inversion.prompt)
-        targets = [model.tokenizer.encode(prompt) for prompt in prompts]
-    modes = _each("mode", mode, count)
-    alignments = tuple(align(m, source, target) for m, target in zip(modes, targets, strict=True))
-    local_blend = LocalBlend.create(
-        source, targets, _each("blend", blend, count), _each("subtract", subtract, count)
-    )
-    schedule = ControlSchedule.create(
-        alignments,
-        cross_windows(_each("cross_replace", cross_replace, count), targets, steps),
-        equalizer(_each("reweight", reweight, count), targets),
-        self_window(self_replace, steps),
-        None if local_blend is None else local_blend.words,
-    ).to(model.device, model.state_dtype)
-    loop = _Loop(
-        model,
-        inversion,
-        schedule,
-        local_blend,
-        inversion.guidance_scale if guidance_scale is None else guidance_scale,
-        replay,
-    )
-    latents, source_latent, masks = loop.run(prompts, start, progress)
-    if masks is not None:
-        for prompt, mask in zip(prompts, masks.unbind(dim=1), strict=True):
-            if not mask[-1].any():
-                warnings.warn(
-                    f"local blend: the mask of {prompt!r} is empty, so the edit shows nowhere; its"
-                    f" words have no attention of their own left, or `subtract` takes it all",
-                    stacklevel=3,
-                )
-    images = to_pil(model.decode_latent(torch.cat([latents[-1], source_latent])))
-    return EditResult(images[:-1], latents.cpu(), images[-1], masks, alignments)
 
 
-def _each(name: str, setting: Any, count: int) -> list[Any]:
-    """One value for all edits, or a list of one each."""
-    if not isinstance(setting, list):
-        return [setting] * count
-    if len(setting) != count:
-        raise ValueError(
-            f"{name}: got a list of {len(setting)}, expected {count}, one for each edited prompt"
-        )
-    return setting
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Loop:
     """What stays the same over the steps of one edit."""
 
     model: StableDiffusion
-    inversion: Inversion
+    schedule: Schedule
     controls: ControlSchedule
     blend: LocalBlend | None
-    guidance_scale: float
+    visited: Tensor
+    """The source's latents (T + 1, 4, h, w)."""
+    cond: Tensor
+    """Of source and edits (1 + E, 77, C)."""
+    uncond_source: Tensor
+    """(T, 1, 77, C)."""
+    uncond_edits: Tensor
+    """(T, 1, 77, C)."""
+    w_source: float
+    w_edits: float
     replay: bool
+    hook: MapHook | None
 
-    def run(
-        self, prompts: Sequence[str], start: int, progress: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the edits' latents (steps + 1, E, ...), the source's last one, the masks."""
-        model, schedule = self.model, self.model.schedule(self.inversion.steps)
-        visited = self.inversion.latents.to(model.device, model.state_dtype)
-        cond = model.encode_text([self.inversion.prompt, *prompts])
-        uncond = self.inversion.uncond.to(model.device, model.state_dtype)
-        edits = visited[start].expand(len(prompts), -1, -1, -1)
+    def run(self, start: int, callback: Callback | None) -> EditedLatents:
+        """Sample from a step on."""
+        schedule, visited = self.schedule, self.visited
+        edits = visited[start].expand(len(self.cond) - 1, -1, -1, -1)
         source = visited[start][None]
         latents, masks, maps = [edits], [], None
-        for i in tqdm(range(start, schedule.steps), "editing", disable=not progress):
-            eps_source, eps_edits, words = self._noise(
-                i, schedule.timesteps[i], source, edits, cond, uncond[i]
-            )
+        for i in range(start, schedule.steps):
+            eps_source, eps_edits, words = self._noise(i, source, edits)
             step = schedule.coefficients(i)
-            edits = ddim_step(edits, guided_noise(*eps_edits, self.guidance_scale), step)
+            edits = ddim_step(edits, guided_noise(*eps_edits, self.w_edits), step)
             if eps_source is None:
                 source = visited[i + 1][None]
             else:
-                source = ddim_step(
-                    source, guided_noise(*eps_source, self.inversion.guidance_scale), step
-                )
+                source = ddim_step(source, guided_noise(*eps_source, self.w_source), step)
             if self.blend is not None:
                 assert words is not None
                 maps = words if maps is None else maps + words
                 mask = torch.ones_like(edits[:, 0], dtype=torch.bool)
-                if i >= self.blend.starts(schedule.steps):
+                if i >= self.blend.first_step(schedule.steps):
                     mask = self.blend.mask(maps, (edits.shape[-2], edits.shape[-1]))
                     edits = torch.where(mask[:, None], edits, source)
                 masks.append(mask)
+            check_finite(edits, f"edit at timestep {schedule.timesteps[i]}", self.model.dtype)
             latents.append(edits)
-        return torch.stack(latents), source, torch.stack(masks).cpu() if masks else None
+            report(callback, i + 1 - start, schedule.steps - start)
+        return EditedLatents(torch.stack(latents), source, torch.stack(masks) if masks else None)
 
     def _noise(
-        self, i: int, timestep: int, source: Tensor, edits: Tensor, cond: Tensor, uncond: Tensor
+        self, i: int, source: Tensor, edits: Tensor
     ) -> tuple[tuple[Tensor, Tensor] | None, tuple[Tensor, Tensor], Tensor | None]:
         """Predict (uncond, cond) noise of the source, unless it is replayed, and of the edits.
 
         The batch is [unconditional rows, conditional rows], and only the conditional half is
         controlled. A replayed source has no unconditional row, and none at all once no edit needs
-        its attention.
+        its attention, unless the steps keep to one layout.
         """
-        count = edits.shape[0]
-        needed = self.controls.needs_source[i]
+        steps, count = self.model.steps, len(edits)
+        controlled = (
+            self.controls.needs_source[i]
+            or self.blend is not None
+            or steps.one_layout
+            or self.hook is not None
+        )
         with_source = torch.cat([source, edits])
-        free = edits if self.replay else with_source
-        guided = with_source if needed or not self.replay else edits
+        uncond = self.uncond_edits[i].expand(count, -1, -1)
+        free = edits
+        if not self.replay:
+            free, uncond = with_source, torch.cat([self.uncond_source[i], uncond])
+        guided = with_source if controlled or not self.replay else edits
         latent = torch.cat([free, guided])
-        context = torch.cat([uncond.expand(len(free), -1, -1), cond[-len(guided) :]])
-        control = self.controls.control(i, len(latent)) if needed else None
-        eps, maps = self.model.predict_noise_controlled(latent, timestep, context, control)
+        context = torch.cat([uncond, self.cond[-len(guided) :]])
+        control = self.controls.control(i, len(latent), self._words()) if controlled else None
+        timestep = self.schedule.timestep(i, latent)
+        if self.hook is None:
+            eps, maps = steps.controlled_noise(latent, timestep, context, control)
+        else:
+            unet = self.model.unet
+            eps, maps = controlled_noise(unet, latent, timestep, context, control, self.hook)
         eps_edits = (eps[len(free) - count : len(free)], eps[-count:])
         eps_source = None if self.replay else (eps[:1], eps[len(free) : len(free) + 1])
         return eps_source, eps_edits, maps
+
+    def _words(self) -> Tensor | None:
+        """Return the word columns whose maps are wanted."""
+        if self.blend is not None:
+            return self.blend.words
+        if not self.model.steps.one_layout:
+            return None
+        rows, tokens = self.cond.shape[:2]
+        return self.cond.new_zeros(rows, tokens, 2 * (rows - 1))

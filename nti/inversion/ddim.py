@@ -2,53 +2,60 @@
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from nti.model import StableDiffusion
+from nti.errors import Callback, check_finite, report
+from nti.execution.steps import Steps
 from nti.sampling.schedule import Schedule, ddim_inverse_step
 
-__all__ = ["TIMESTEP_RULES", "ddim_invert"]
+__all__ = ["TIMESTEP_RULES", "check_noise_at", "ddim_invert"]
 
 TIMESTEP_RULES = ("target", "current")
 
 
+def check_noise_at(noise_at: str) -> None:
+    """Raise ValueError for another rule than `TIMESTEP_RULES`."""
+    if noise_at not in TIMESTEP_RULES:
+        raise ValueError(f"noise_at: got {noise_at!r}, expected one of {', '.join(TIMESTEP_RULES)}")
+
+
 @torch.no_grad()
 def ddim_invert(
-    model: StableDiffusion,
+    steps: Steps,
     latent: Tensor,
     cond: Tensor,
     schedule: Schedule,
     *,
     noise_at: str = "target",
-    progress: bool = False,
+    callback: Callback | None = None,
 ) -> Tensor:
     """z*_0 -> z*_T with the conditional noise alone (null-text paper, section 3.1).
 
     Args:
-        model: the model.
+        steps: the model's steps.
         latent: z_0 (B, 4, h, w).
         cond: the prompt's token states (B, 77, C).
         schedule: the timesteps.
         noise_at: at which timestep the noise is predicted that moves z from t - 20 to t: `target`,
             t, as the published code does, or `current`, t - 20, as the paper writes (the first
             move, which has no timestep before it, takes t in both).
-        progress: show a bar.
+        callback: see `nti.errors.Callback`.
 
     Returns:
         The pivot in sampling order (T + 1, B, 4, h, w): index 0 is z*_T, the last is `latent`.
 
     Raises:
         ValueError: another `noise_at`.
+        NotFiniteError: latents that overflow.
+        Stopped: by the callback.
 
     """
-    if noise_at not in TIMESTEP_RULES:
-        raise ValueError(f"noise_at: got {noise_at!r}, expected one of {', '.join(TIMESTEP_RULES)}")
+    check_noise_at(noise_at)
     pivot = [latent]
-    for i in tqdm(
-        reversed(range(schedule.steps)), "inverting", schedule.steps, disable=not progress
-    ):
-        later = min(i + 1, schedule.steps - 1)
-        timestep = schedule.timesteps[i if noise_at == "target" else later]
-        eps = model.predict_noise(pivot[-1], timestep, cond)
+    for i in reversed(range(schedule.steps)):
+        at = i if noise_at == "target" else min(i + 1, schedule.steps - 1)
+        eps = steps.noise(pivot[-1], schedule.timestep(at, latent), cond)
         pivot.append(ddim_inverse_step(pivot[-1], eps, schedule.coefficients(i)))
+        where = f"DDIM inversion to timestep {schedule.timesteps[i]}"
+        check_finite(pivot[-1], where, steps.unet.conv_in.weight.dtype)
+        report(callback, schedule.steps - i, schedule.steps)
     return torch.stack(pivot[::-1])

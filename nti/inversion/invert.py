@@ -1,32 +1,86 @@
-"""`invert`: an image and its caption to an `Inversion`."""
+"""`invert`: an image and its caption to an `Inversion`; and the same for many, and from a latent."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Literal, cast, overload
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from nti.compilation import recorded
+from nti.errors import Callback, check_finite, report
 from nti.image import ImageLike, Placement, fit_image, load_image, open_image
-from nti.inversion.ddim import ddim_invert
+from nti.inversion.ddim import check_noise_at, ddim_invert
+from nti.inversion.inversion import METHODS, Inversion
 from nti.inversion.null_text import (
+    NullTextResult,
+    Rule,
     optimize_null_text,
     published_learning_rate,
     published_threshold,
 )
-from nti.inversion.record import METHODS, Inversion
 from nti.model import StableDiffusion
 
-__all__ = ["Size", "invert"]
+__all__ = [
+    "InversionSettings",
+    "InvertedLatents",
+    "Size",
+    "invert",
+    "invert_batch",
+    "invert_latent",
+]
 
 Size = int | tuple[int, int] | Literal["native"]
 """The side of a square, (width, height), or the image's own size, each side rounded to the model's
 granularity."""
 
 
-@overload
-def invert(  # type: ignore[overload-overlap]  # a string is a sequence of strings
+@dataclass(frozen=True)
+class InversionSettings:
+    """How an image is inverted. ValueError for a number or a name that cannot be."""
+
+    steps: int = 50
+    """T timesteps."""
+    guidance_scale: float | None = None
+    """w; None: the model's own (7.5 for SD v1)."""
+    inner_steps: int = 10
+    """N, at most this many iterations a timestep."""
+    method: str = "null-text"
+    """`null-text`; or, without optimization, `negative-prompt` (the prompt's own embedding stands
+    for the null embedding, arXiv 2305.16807) or `ddim` (psi("") at every timestep)."""
+    noise_at: str = "target"
+    """See `nti.inversion.ddim.ddim_invert`."""
+    learning_rate: Rule = published_learning_rate
+    """Of the inner iterations, a function of (index, steps)."""
+    threshold: Rule = published_threshold
+    """Of the early stop, a function of (index, steps)."""
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method: got {self.method!r}, expected one of {', '.join(METHODS)}")
+        if self.method == "null-text" and self.inner_steps < 1:
+            raise ValueError(
+                f"inner_steps: got {self.inner_steps}, expected 1 or more;"
+                f" for none at all choose method='ddim'"
+            )
+        check_noise_at(self.noise_at)
+        if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
+            raise ValueError(f"guidance_scale: got {self.guidance_scale}, expected a finite number")
+
+
+@dataclass(frozen=True, eq=False)
+class InvertedLatents:
+    """What inverting B latents leaves, on the model's device, in sampling order."""
+
+    pivot: Tensor
+    """z*_T .. z*_0: (T + 1, B, 4, h, w)."""
+    null_text: NullTextResult
+    """Embeddings, visited latents and losses."""
+    guidance_scale: float
+    """w that they were made for."""
+
+
+def invert(
     model: StableDiffusion,
     image: ImageLike,
     prompt: str,
@@ -38,142 +92,172 @@ def invert(  # type: ignore[overload-overlap]  # a string is a sequence of strin
     inner_steps: int = 10,
     method: str = "null-text",
     noise_at: str = "target",
-    learning_rate: Callable[[int, int], float] = published_learning_rate,
-    threshold: Callable[[int, int], float] = published_threshold,
-    progress: bool = False,
-) -> Inversion: ...
-
-
-@overload
-def invert(
-    model: StableDiffusion,
-    image: Sequence[ImageLike],
-    prompt: Sequence[str],
-    *,
-    size: Size | None = None,
-    fit: str = "crop",
-    steps: int = 50,
-    guidance_scale: float | None = None,
-    inner_steps: int = 10,
-    method: str = "null-text",
-    noise_at: str = "target",
-    learning_rate: Callable[[int, int], float] = published_learning_rate,
-    threshold: Callable[[int, int], float] = published_threshold,
-    progress: bool = False,
-) -> list[Inversion]: ...
-
-
-@torch.inference_mode(mode=False)  # the embedding learns, whatever mode the caller is in
-def invert(
-    model: StableDiffusion,
-    image: ImageLike | Sequence[ImageLike],
-    prompt: str | Sequence[str],
-    *,
-    size: Size | None = None,
-    fit: str = "crop",
-    steps: int = 50,
-    guidance_scale: float | None = None,
-    inner_steps: int = 10,
-    method: str = "null-text",
-    noise_at: str = "target",
-    learning_rate: Callable[[int, int], float] = published_learning_rate,
-    threshold: Callable[[int, int], float] = published_threshold,
-    progress: bool = False,
-) -> Inversion | list[Inversion]:
-    """Invert an image, or many at once (null-text inversion, arXiv 2211.09794, Algorithm 1).
-
-    Each image of a batch has its own embedding, optimizer and early stop: what comes back is what
-    inverting them one by one gives.
+    learning_rate: Rule = published_learning_rate,
+    threshold: Rule = published_threshold,
+    callback: Callback | None = None,
+) -> Inversion:
+    """Invert an image (null-text inversion, arXiv 2211.09794, Algorithm 1).
 
     Args:
         model: the model.
-        image: a path, a PIL image, or a tensor (3, H, W) or (1, 3, H, W) in [-1, 1]; or a list of
-            such, which come to one size.
-        prompt: what the image shows; with a list of images a list, one for each.
+        image: a path, a PIL image, a NumPy array, or a tensor (3, H, W) or (1, 3, H, W) in [-1, 1].
+        prompt: what the image shows.
         size: in pixels; None: the square that the model was trained at. A tensor is taken as is.
         fit: how an image of another shape is brought to it: `crop` keeps its middle, `pad` all of
             it and continues its edges, `stretch` changes its shape.
-        steps: T timesteps.
-        guidance_scale: w; None: the model's own (7.5 for SD v1).
-        inner_steps: N, at most this many iterations a timestep.
-        method: `null-text`; or, without optimization, `negative-prompt` (the prompt's own embedding
-            stands for the null embedding, arXiv 2305.16807) or `ddim` (psi("") at every timestep).
-        noise_at: see `nti.inversion.ddim.ddim_invert`.
-        learning_rate: of the inner iterations, a function of (index, steps).
-        threshold: of the early stop, a function of (index, steps).
-        progress: show bars.
+        steps: see `InversionSettings`, as for all that follow.
+        guidance_scale: see there.
+        inner_steps: see there.
+        method: see there.
+        noise_at: see there.
+        learning_rate: see there.
+        threshold: see there.
+        callback: called with (steps done, 2 T) after each timestep of the pivot and of the
+            optimization; see `nti.errors.Callback`.
 
     Returns:
-        The inversion, its tensors on the CPU; for a list of images a list.
+        The inversion, its tensors on the CPU.
 
     Raises:
         ValueError: an image, number or method that cannot be.
+        NotFiniteError: latents that overflow.
+        Stopped: by the callback.
 
     """
-    if method not in METHODS:
-        raise ValueError(f"method: got {method!r}, expected one of {', '.join(METHODS)}")
-    if method == "null-text" and inner_steps < 1:
+    settings = InversionSettings(
+        steps, guidance_scale, inner_steps, method, noise_at, learning_rate, threshold
+    )
+    (made,) = invert_batch(
+        model, [image], [prompt], settings, size=size, fit=fit, callback=callback
+    )
+    return made
+
+
+def invert_batch(
+    model: StableDiffusion,
+    images: Sequence[ImageLike],
+    prompts: Sequence[str],
+    settings: InversionSettings | None = None,
+    *,
+    size: Size | None = None,
+    fit: str = "crop",
+    callback: Callback | None = None,
+) -> list[Inversion]:
+    """Invert many images at once; what comes back is what inverting them one by one gives.
+
+    Each image has its own embedding, optimizer and early stop.
+
+    Args:
+        model: the model.
+        images: of which each may be what `invert` takes; they come to one size.
+        prompts: what each shows.
+        settings: of all; None: the defaults.
+        size: see `invert`.
+        fit: see `invert`.
+        callback: see `invert`.
+
+    Raises:
+        ValueError: images and prompts of different number, or of sizes that differ; and whatever
+        `invert` raises.
+
+    """
+    if isinstance(images, str) or isinstance(prompts, str) or len(images) != len(prompts):
         raise ValueError(
-            f"inner_steps: got {inner_steps}, expected 1 or more;"
-            f" for none at all choose method='ddim'"
+            f"invert_batch: got {_counted(images)} images and {_counted(prompts)} prompts, expected"
+            " two lists of the same length; for one image use invert"
         )
-    w = model.config.guidance_scale if guidance_scale is None else guidance_scale
-    if not math.isfinite(w):
-        raise ValueError(f"guidance_scale: got {w}, expected a finite number")
-    schedule = model.schedule(steps)
-    images, prompts = _pairs(image, prompt)
+    if not images:
+        raise ValueError("invert_batch: got no image, expected one at least")
+    settings = settings or InversionSettings()
     fitted = [_fitted(model, each, size, fit) for each in images]
     latent = model.encode_image(_stacked([pixels for pixels, _ in fitted]))
-    cond = model.encode_text(prompts)
-    null = model.encode_text([""]).expand_as(cond).contiguous()
-    model = recorded(model)
-    pivot = ddim_invert(model, latent, cond, schedule, noise_at=noise_at, progress=progress)
-    result = optimize_null_text(
-        model,
-        pivot,
-        cond,
-        cond if method == "negative-prompt" else null,
-        schedule,
-        guidance_scale=w,
-        inner_steps=inner_steps if method == "null-text" else 0,
-        learning_rate=learning_rate,
-        threshold=threshold,
-        progress=progress,
-    )
-    made = [
+    made = invert_latent(model, latent, prompts, settings, callback=callback)
+    found = made.null_text
+    # Copies, not views: one inversion must not keep the whole batch's memory.
+    return [
         Inversion(
             prompt=words,
-            method=method,
-            guidance_scale=w,
+            method=settings.method,
+            guidance_scale=made.guidance_scale,
             model_name=model.config.name,
-            uncond=result.uncond[:, i].cpu(),
-            pivot=pivot[:, i].cpu(),
-            latents=result.latents[:, i].cpu(),
-            losses=result.losses[:, i].cpu(),
+            uncond=_own(found.uncond[:, i]),
+            pivot=_own(made.pivot[:, i]),
+            latents=_own(found.latents[:, i]),
+            losses=_own(found.losses[:, i]),
             placement=placement,
         )
         for i, (words, (_, placement)) in enumerate(zip(prompts, fitted, strict=True))
     ]
-    return made[0] if isinstance(prompt, str) else made
 
 
-def _pairs(
-    image: ImageLike | Sequence[ImageLike], prompt: str | Sequence[str]
-) -> tuple[Sequence[ImageLike], Sequence[str]]:
-    """Return images and prompts as lists of one length."""
-    several = isinstance(image, Sequence) and not isinstance(image, str)
-    if several == isinstance(prompt, str):
-        got = "a list of images and one prompt" if several else "one image and a list of prompts"
-        raise ValueError(f"invert: got {got}, expected one of each or a list of each")
-    if isinstance(prompt, str):
-        return [cast(ImageLike, image)], [prompt]
-    images = cast(Sequence[ImageLike], image)
-    if not images or len(images) != len(prompt):
+@torch.inference_mode(mode=False)  # the embedding learns, whatever mode the caller is in
+def invert_latent(
+    model: StableDiffusion,
+    latent: Tensor,
+    prompts: Sequence[str],
+    settings: InversionSettings | None = None,
+    *,
+    callback: Callback | None = None,
+) -> InvertedLatents:
+    """Invert latents: the part of `invert_batch` between encoding and the `Inversion`.
+
+    Args:
+        model: the model.
+        latent: z_0 (B, 4, h, w), as `model.encode_image` gives it.
+        prompts: B of them.
+        settings: None: the defaults.
+        callback: see `invert`.
+
+    Raises:
+        ValueError: latents that are not finite or not as many as the prompts.
+        NotFiniteError: latents that overflow.
+        Stopped: by the callback.
+
+    """
+    settings = settings or InversionSettings()
+    if latent.ndim != 4 or len(latent) != len(prompts):
         raise ValueError(
-            f"invert: got {len(images)} images and {len(prompt)} prompts, expected as many of each,"
-            f" one at least"
+            f"latent: got {tuple(latent.shape)} for {len(prompts)} prompts, expected"
+            f" ({len(prompts)}, {model.config.unet.latent_channels}, h, w)"
         )
-    return images, prompt
+    latent = latent.to(model.device, model.state_dtype, copy=True)
+    check_finite(latent, "latent to invert", latent.dtype)
+    own = model.config.guidance_scale
+    w = own if settings.guidance_scale is None else settings.guidance_scale
+    schedule = model.schedule(settings.steps)
+    cond = model.encode_text(prompts)
+    null = model.encode_text([""]).expand_as(cond).contiguous()
+    total = 2 * schedule.steps
+    pivot = ddim_invert(
+        model.steps,
+        latent,
+        cond,
+        schedule,
+        noise_at=settings.noise_at,
+        callback=lambda done, _: report(callback, done, total),
+    )
+    found = optimize_null_text(
+        model.steps,
+        pivot,
+        cond,
+        cond if settings.method == "negative-prompt" else null,
+        schedule,
+        guidance_scale=w,
+        inner_steps=settings.inner_steps if settings.method == "null-text" else 0,
+        learning_rate=settings.learning_rate,
+        threshold=settings.threshold,
+        callback=lambda done, _: report(callback, schedule.steps + done, total),
+    )
+    return InvertedLatents(pivot, found, w)
+
+
+def _counted(values: Sequence[object] | str) -> str:
+    return f"one string {values!r} of" if isinstance(values, str) else str(len(values))
+
+
+def _own(values: Tensor) -> Tensor:
+    """Return a copy on the CPU, on memory that holds nothing else."""
+    return values.to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def _stacked(pixels: list[Tensor]) -> Tensor:

@@ -1,19 +1,33 @@
 """Null-text optimization: one null embedding a timestep, so that guided sampling follows the pivot
-(Algorithm 1).
+(null-text inversion, arXiv 2211.09794, Algorithm 1).
+
+`reference` is the algorithm as it is written, for one image. `optimize_null_text` computes the same
+for many at once: the conditional noise once a timestep, the gradient and Adam as one pure step.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
-from nti.model import StableDiffusion
+from nti.errors import Callback, check_finite, report
+from nti.execution.steps import Steps
 from nti.sampling.schedule import Schedule, ddim_step
-from nti.sampling.step import AdamState, guided_noise
+from nti.sampling.step import AdamState, IterationInputs, guided_noise
 
-__all__ = ["NullTextResult", "optimize_null_text", "published_learning_rate", "published_threshold"]
+__all__ = [
+    "NullTextResult",
+    "Rule",
+    "optimize_null_text",
+    "published_learning_rate",
+    "published_threshold",
+    "reference",
+]
+
+Rule = Callable[[int, int], float]
+"""A number for the i-th of T steps."""
 
 
 def published_learning_rate(index: int, steps: int) -> float:
@@ -26,7 +40,43 @@ def published_threshold(index: int, steps: int) -> float:
     return 1e-5 + 2e-5 * 50.0 * index / steps
 
 
-@dataclass(frozen=True)
+def reference(
+    steps: Steps,
+    pivot: Tensor,
+    cond: Tensor,
+    uncond: Tensor,
+    schedule: Schedule,
+    *,
+    guidance_scale: float,
+    inner_steps: int,
+    learning_rate: Rule = published_learning_rate,
+    threshold: Rule = published_threshold,
+) -> Tensor:
+    """Algorithm 1 as it is written: the null embedding of each timestep, (T, 1, 77, C).
+
+    Arguments as for `optimize_null_text`, with B = 1.
+    """
+    latent, embeddings = pivot[0], []
+    for i in range(schedule.steps):
+        t, step = schedule.timestep(i, latent), schedule.coefficients(i)
+        eps_cond = steps.noise(latent, t, cond).detach()
+        uncond = uncond.detach().clone().requires_grad_()
+        adam = torch.optim.Adam([uncond], lr=learning_rate(i, schedule.steps))
+        for _ in range(inner_steps):
+            eps = guided_noise(steps.noise(latent, t, uncond), eps_cond, guidance_scale)
+            loss = F.mse_loss(ddim_step(latent, eps, step), pivot[i + 1])
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            if loss < threshold(i, schedule.steps):
+                break
+        eps = guided_noise(steps.noise(latent, t, uncond), eps_cond, guidance_scale)
+        latent = ddim_step(latent, eps, step).detach()
+        embeddings.append(uncond.detach())
+    return torch.stack(embeddings)
+
+
+@dataclass(frozen=True, eq=False)
 class NullTextResult:
     """What optimization leaves, in sampling order."""
 
@@ -38,9 +88,10 @@ class NullTextResult:
     """(T, B, N), NaN where an image had stopped."""
 
 
+@torch.inference_mode(mode=False)  # the embedding learns, whatever mode the caller is in
 @torch.no_grad()
 def optimize_null_text(
-    model: StableDiffusion,
+    steps: Steps,
     pivot: Tensor,
     cond: Tensor,
     uncond: Tensor,
@@ -48,9 +99,9 @@ def optimize_null_text(
     *,
     guidance_scale: float,
     inner_steps: int,
-    learning_rate: Callable[[int, int], float] = published_learning_rate,
-    threshold: Callable[[int, int], float] = published_threshold,
-    progress: bool = False,
+    learning_rate: Rule = published_learning_rate,
+    threshold: Rule = published_threshold,
+    callback: Callback | None = None,
 ) -> NullTextResult:
     """Algorithm 1 of the null-text inversion paper, for B images at once.
 
@@ -58,57 +109,61 @@ def optimize_null_text(
     the update whose loss, taken before it, lies below the threshold, so it makes at least one.
 
     Args:
-        model: the model.
+        steps: the model's steps.
         pivot: (T + 1, B, 4, h, w).
         cond: the prompts' token states (B, 77, C).
         uncond: where the embeddings start, psi("") (B, 77, C).
         schedule: the timesteps.
         guidance_scale: w.
         inner_steps: N, at most this many iterations a timestep; 0 keeps `uncond`.
-        learning_rate: of (index, steps).
-        threshold: of (index, steps).
-        progress: show a bar.
+        learning_rate: of Adam, by timestep.
+        threshold: of the early stop, by timestep.
+        callback: see `nti.errors.Callback`.
 
     Raises:
-        ValueError: latents that are not finite, as of an overflow in half precision.
+        NotFiniteError: latents that are not finite, as of an overflow in half precision.
+        Stopped: by the callback.
 
     """
-    latents, embeddings, losses = [pivot[0]], [], []
-    for i in tqdm(range(schedule.steps), "optimizing", disable=not progress):
-        latent, timestep, step = (
-            latents[-1],
-            schedule.timesteps[i],
-            schedule.coefficients(i).to(latents[-1]),
+    latent, visited, embeddings, losses = pivot[0], [pivot[0]], [], []
+    uncond = uncond.clone()  # one made in inference mode could not learn
+    w = latent.new_full((), guidance_scale)
+    for i in range(schedule.steps):
+        t, step = schedule.timestep(i, latent), schedule.coefficients(i).to(latent)
+        eps_cond = steps.noise(latent, t, cond)
+        x = IterationInputs(
+            uncond=uncond,
+            adam=AdamState.fresh(uncond),
+            active=torch.ones(len(uncond), dtype=torch.bool, device=uncond.device),
+            latent=latent,
+            timestep=t,
+            eps_cond=eps_cond,
+            target=pivot[i + 1],
+            coefficients=step,
+            guidance_scale=w,
+            learning_rate=latent.new_full((), learning_rate(i, schedule.steps)),
         )
-        begun = model.begin(latent, timestep)
-        eps_cond = model.finish(begun, cond)
-        adam = AdamState.fresh(uncond)
-        active = torch.ones(uncond.shape[0], dtype=torch.bool, device=uncond.device)
-        trace = uncond.new_full((uncond.shape[0], inner_steps), torch.nan)
-        for j in range(inner_steps):
-            uncond, adam, loss = model.null_text_iteration(
-                begun,
-                uncond,
-                adam,
-                latent,
-                eps_cond,
-                pivot[i + 1],
-                step,
-                guidance_scale,
-                learning_rate(i, schedule.steps),
-                active,
-            )
-            trace[:, j] = torch.where(active, loss, torch.nan)
-            active = active & (loss >= threshold(i, schedule.steps))
-            if not active.any():
-                break
-        eps = guided_noise(model.finish(begun, uncond), eps_cond, guidance_scale)
-        latents.append(ddim_step(latent, eps, step))
-        if not latents[-1].isfinite().all():
-            raise ValueError(
-                f"null-text optimization: got values that are not finite at timestep {timestep},"
-                f" in {model.dtype}: use float32, or bfloat16, which overflows later than float16"
-            )
+        uncond, trace = _optimize_timestep(steps, x, inner_steps, threshold(i, schedule.steps))
+        latent = ddim_step(latent, guided_noise(steps.noise(latent, t, uncond), eps_cond, w), step)
+        where = f"null-text optimization at timestep {schedule.timesteps[i]}"
+        check_finite(latent, where, steps.unet.conv_in.weight.dtype)
+        visited.append(latent)
         embeddings.append(uncond)
         losses.append(trace)
-    return NullTextResult(torch.stack(embeddings), torch.stack(latents), torch.stack(losses))
+        report(callback, i + 1, schedule.steps)
+    return NullTextResult(torch.stack(embeddings), torch.stack(visited), torch.stack(losses))
+
+
+def _optimize_timestep(
+    steps: Steps, x: IterationInputs, inner_steps: int, threshold: float
+) -> tuple[Tensor, Tensor]:
+    """Return one timestep's embeddings (B, 77, C), and their losses (B, N) with NaN at the end."""
+    trace = x.uncond.new_full((len(x.uncond), inner_steps), torch.nan)
+    for j in range(inner_steps):
+        made = steps.null_text_iteration(x)
+        trace[:, j] = torch.where(x.active, made.losses, torch.nan)
+        active = x.active & (made.losses >= threshold)
+        x = replace(x, uncond=made.uncond, adam=made.adam, active=active)
+        if not active.any():
+            break
+    return x.uncond, trace

@@ -3,50 +3,56 @@
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
+from nti.errors import Callback, check_finite, report
+from nti.execution.steps import Steps
 from nti.image import to_pil
-from nti.inversion.record import Inversion
+from nti.inversion.inversion import Inversion
 from nti.model import StableDiffusion
 from nti.sampling.schedule import Schedule
 
-__all__ = ["check_model", "reconstruct", "sample"]
+__all__ = ["check_model", "reconstruct", "reconstruct_latents", "sample"]
 
 
 @torch.no_grad()
 def sample(
-    model: StableDiffusion,
+    steps: Steps,
     latent: Tensor,
     cond: Tensor,
     uncond: Tensor,
     schedule: Schedule,
     guidance_scale: float,
     *,
-    progress: bool = False,
+    callback: Callback | None = None,
 ) -> Tensor:
     """z_T -> z_0 by guided DDIM steps.
 
     Args:
-        model: the model.
+        steps: the model's steps.
         latent: z_T (B, 4, h, w).
         cond: the prompts' token states (B, 77, C).
         uncond: the null embedding of each timestep (T, B, 77, C).
         schedule: T timesteps.
         guidance_scale: w.
-        progress: show a bar.
+        callback: see `nti.errors.Callback`.
 
     Returns:
         The latents visited, z_T .. z_0: (T + 1, B, 4, h, w).
 
+    Raises:
+        NotFiniteError: latents that overflow.
+        Stopped: by the callback.
+
     """
+    w = latent.new_full((), guidance_scale)
     visited = [latent]
-    for i in tqdm(range(schedule.steps), "sampling", disable=not progress):
-        step = schedule.coefficients(i)
-        visited.append(
-            model.guided_step(
-                visited[-1], schedule.timesteps[i], uncond[i], cond, step, guidance_scale
-            )
-        )
+    for i in range(schedule.steps):
+        step = schedule.coefficients(i).to(latent)
+        timestep = schedule.timestep(i, latent)
+        visited.append(steps.guided_step(visited[-1], timestep, uncond[i], cond, step, w))
+        where = f"sampling at timestep {schedule.timesteps[i]}"
+        check_finite(visited[-1], where, steps.unet.conv_in.weight.dtype)
+        report(callback, i + 1, schedule.steps)
     return torch.stack(visited)
 
 
@@ -61,22 +67,37 @@ def check_model(model: StableDiffusion, inversion: Inversion) -> None:
         )
 
 
-def reconstruct(
-    model: StableDiffusion, inversion: Inversion, *, progress: bool = False
-) -> Image.Image:
-    """Sample again from z_T with the saved embeddings, prompt and guidance, and decode.
+def reconstruct_latents(
+    model: StableDiffusion, inversion: Inversion, *, callback: Callback | None = None
+) -> Tensor:
+    """Sample again from z_T with the saved embeddings, prompt and guidance.
 
-    The latents that the record keeps are not read (but z_T), so this tests the embeddings.
-    Raises ValueError for an inversion made with another model.
+    The latents that the inversion keeps are not read (but z_T), so this tests the embeddings.
+
+    Returns:
+        The latents visited, z_T .. z_0: (T + 1, 1, 4, h, w), on the model's device.
+
+    Raises:
+        ValueError: an inversion made with another model.
+        NotFiniteError: latents that overflow.
+        Stopped: by the callback.
+
     """
     check_model(model, inversion)
-    latents = sample(
-        model,
+    return sample(
+        model.steps,
         inversion.pivot[:1].to(model.device, model.state_dtype),
         model.encode_text([inversion.prompt]),
         inversion.uncond[:, None].to(model.device, model.state_dtype),
         model.schedule(inversion.steps),
         inversion.guidance_scale,
-        progress=progress,
+        callback=callback,
     )
+
+
+def reconstruct(
+    model: StableDiffusion, inversion: Inversion, *, callback: Callback | None = None
+) -> Image.Image:
+    """Decode what `reconstruct_latents` samples; raises what it raises."""
+    latents = reconstruct_latents(model, inversion, callback=callback)
     return to_pil(model.decode_latent(latents[-1]))[0]

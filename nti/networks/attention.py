@@ -1,101 +1,100 @@
 """The attention of the UNet's transformers, with the control point that Prompt-to-Prompt fills."""
 
-from einops import rearrange
 from torch import Tensor, nn
 
-from nti.kernels.backend import check_backend
 from nti.kernels.cfg_attention import Fold, cfg_attention, materialised
+from nti.kernels.projected_attention import merge_heads, project, projected_attention
 from nti.kernels.self_attention import self_attention
-from nti.networks.control import AttentionControl
-from nti.networks.frozen import FeedForward, GroupNorm, Linear, attend, by_onednn
+from nti.networks.control import AttentionControl, MapHook, Site
+from nti.networks.layers import Linear, frozen_or_reference, layer_norm
 
-__all__ = ["CrossAttention", "SelfAttention", "set_backend"]
-
-
-def set_backend(network: nn.Module, backend: str) -> None:
-    """Have what has a kernel computed by `reference` or `triton`; ValueError for another."""
-    check_backend(backend)
-    for module in network.modules():
-        if isinstance(module, Attention | GroupNorm | FeedForward):
-            module.backend = backend
+__all__ = ["CrossAttention", "SelfAttention"]
 
 
 class Attention(nn.Module):
     """Projections of multi-head attention: q, k, v without bias, the output with."""
 
-    backend: str
-    """Who computes it; fixed before the first call, so that a graph holds one kernel."""
-
-    def __init__(self, channels: int, context_dim: int, heads: int) -> None:
+    def __init__(
+        self, site: Site, channels: int, context_dim: int, heads: int, backend: str
+    ) -> None:
         super().__init__()
-        self.heads = heads
-        self.backend = "reference"
-        self.to_q = Linear(channels, channels, bias=False)
-        self.to_k = Linear(context_dim, channels, bias=False)
-        self.to_v = Linear(context_dim, channels, bias=False)
-        self.to_out = Linear(channels, channels)
+        self.site, self.heads, self.backend = site, heads, backend
+        self.to_q = Linear(channels, channels, bias=False, backend=backend)
+        self.to_k = Linear(context_dim, channels, bias=False, backend=backend)
+        self.to_v = Linear(context_dim, channels, bias=False, backend=backend)
+        self.to_out = Linear(channels, channels, backend=backend)
 
-    def split(self, x: Tensor) -> Tensor:
-        """(B, L, heads * d) -> (B, heads, L, d)."""
-        return rearrange(x, "b l (heads d) -> b heads l d", heads=self.heads)
-
-    def by_onednn(
-        self,
-        x: Tensor,
-        norm: nn.LayerNorm,
-        control: AttentionControl | None,
-        capture: list[Tensor] | None,
-    ) -> bool:
-        """Whether nobody edits, looks or learns, and oneDNN multiplies x: then `attend`."""
-        weights = self.to_q.weight, self.to_k.weight, self.to_v.weight, norm.weight, norm.bias
-        plain = control is None and capture is None and self.backend == "reference"
-        return plain and by_onednn(x, x.shape[:-1].numel(), *weights)
-
-    def attend(self, x: Tensor, norm: nn.LayerNorm, context: Tensor | None) -> Tensor:
-        """(B, L, channels) -> the same, of x after its norm; see `nti.networks.frozen.attend`."""
-        projections = self.to_q, self.to_k, self.to_v
-        out: Tensor = self.to_out(attend(x, norm, context, projections, self.heads))
+    def uncontrolled(self, x: Tensor, norm: nn.LayerNorm, context: Tensor | None) -> Tensor:
+        """(B, L, channels) -> the same, of x after its norm: what nobody controls or looks at."""
+        weights = self.to_q.weight, self.to_k.weight, self.to_v.weight
+        backend = frozen_or_reference(self.backend, *weights, norm.weight, norm.bias)
+        attended = projected_attention(
+            x, layer_norm(norm), context, weights, self.heads, backend=backend
+        )
+        out: Tensor = self.to_out(attended)
         return out
+
+    def project(self, normed: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q, k and v, each (B, heads, L or S, d)."""
+        weights = self.to_q.weight, self.to_k.weight, self.to_v.weight
+        backend = frozen_or_reference(self.backend, *weights)
+        return project(normed, context, weights, self.heads, backend=backend)
+
+    def looked_at(
+        self, hook: MapHook, q: Tensor, k: Tensor, v: Tensor, fold: Fold | None
+    ) -> Tensor:
+        """Attend by the map that the hook returns, which is in memory as a whole."""
+        return hook(self.site, materialised(q, k, fold)) @ v
 
     def merge(self, x: Tensor) -> Tensor:
         """(B, heads, L, d) -> (B, L, channels), through the output projection."""
-        out: Tensor = self.to_out(rearrange(x, "b heads l d -> b l (heads d)"))
+        out: Tensor = self.to_out(merge_heads(x))
         return out
 
 
 class SelfAttention(Attention):
     """Attention among positions; an edit's row may take its source row's q and k."""
 
-    def __init__(self, channels: int, heads: int, inject: bool) -> None:
-        super().__init__(channels, channels, heads)
+    def __init__(
+        self, site: Site, channels: int, heads: int, *, inject: bool, backend: str = "reference"
+    ) -> None:
+        super().__init__(site, channels, channels, heads, backend)
         self.inject = inject
 
     def forward(
         self,
         x: Tensor,
         norm: nn.LayerNorm,
-        control: AttentionControl | None,
-        capture: list[Tensor] | None = None,
+        control: AttentionControl | None = None,
+        hook: MapHook | None = None,
     ) -> Tensor:
-        """(B, L, channels) -> the same, of x after its norm; `capture` receives probabilities
-        (B, heads, L, L).
-        """
-        if self.by_onednn(x, norm, control, capture):
-            return self.attend(x, norm, None)
-        x = norm(x)
-        q, k, v = self.split(self.to_q(x)), self.split(self.to_k(x)), self.split(self.to_v(x))
+        """(B, L, channels) -> the same, of x after its norm."""
         rows = control.self_rows if self.inject and control is not None else None
-        if capture is not None:
-            own = (q, k) if rows is None else (q[rows], k[rows])
-            capture.append(materialised(*own))
-        return self.merge(self_attention(q, k, v, rows, backend=self.backend))
+        seen = hook if hook is not None and hook.wants(self.site) else None
+        if rows is None and seen is None:
+            return self.uncontrolled(x, norm, None)
+        q, k, v = self.project(norm(x), None)
+        if seen is None:
+            return self.merge(self_attention(q, k, v, rows, backend=self.backend))
+        if rows is not None:
+            q, k = q[rows], k[rows]
+        return self.merge(self.looked_at(seen, q, k, v, None))
 
 
 class CrossAttention(Attention):
     """Attention of positions to tokens, edited by the control, which may ask for word maps."""
 
-    def __init__(self, channels: int, context_dim: int, heads: int, maps_words: bool) -> None:
-        super().__init__(channels, context_dim, heads)
+    def __init__(
+        self,
+        site: Site,
+        channels: int,
+        context_dim: int,
+        heads: int,
+        *,
+        maps_words: bool,
+        backend: str = "reference",
+    ) -> None:
+        super().__init__(site, channels, context_dim, heads, backend)
         self.maps_words = maps_words
 
     def forward(
@@ -103,27 +102,19 @@ class CrossAttention(Attention):
         x: Tensor,
         norm: nn.LayerNorm,
         context: Tensor,
-        control: AttentionControl | None,
-        capture: list[Tensor] | None = None,
+        control: AttentionControl | None = None,
+        hook: MapHook | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """X (B, L, channels), its norm, context (B, 77, C) -> the same as x, word maps (R, L, W) or
-        None.
-
-        `capture` receives the probabilities after the edit, (B, heads, L, 77).
+        """X (B, L, channels), context (B, 77, C) -> the same as x, of x after its norm; and word
+        maps (R, L, W) or None.
         """
-        if self.by_onednn(x, norm, control, capture):
-            return self.attend(x, norm, context), None
-        x = norm(x)
-        q, k, v = (
-            self.split(self.to_q(x)),
-            self.split(self.to_k(context)),
-            self.split(self.to_v(context)),
-        )
-        fold = words = None
-        if control is not None:
-            fold = Fold(control.source_rows, control.source_mix, control.own_mix)
-            words = control.words if self.maps_words else None
-        if capture is not None:
-            capture.append(materialised(q, k, fold))
+        seen = hook if hook is not None and hook.wants(self.site) else None
+        if control is None and seen is None:
+            return self.uncontrolled(x, norm, context), None
+        q, k, v = self.project(norm(x), context)
+        fold = None if control is None else control.fold
+        words = control.words if control is not None and self.maps_words else None
         out, maps = cfg_attention(q, k, v, fold, words, backend=self.backend)
+        if seen is not None:
+            out = self.looked_at(seen, q, k, v, fold)
         return self.merge(out), maps

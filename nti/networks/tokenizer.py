@@ -1,6 +1,5 @@
 """CLIP's byte-level BPE: a prompt -> 77 token ids, and where in the text each token comes from."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -61,7 +60,7 @@ class Tokenizer:
         self._bpe = SimpleTokenizer()
 
     def encode(self, text: str) -> TokenizedPrompt:
-        """Tokenize one prompt; a UserWarning names what lies beyond the context length."""
+        """Tokenize one prompt; `cut` of the result is what lies beyond the context length."""
         text = clean(text)
         tokens = list(self._tokens(text))
         room = self.context_length - 2
@@ -70,9 +69,6 @@ class Tokenizer:
             cut = text[tokens[room][1][0] :]
             tokens = tokens[:room]
             text = text[: tokens[-1][1][1]]
-            warnings.warn(
-                f"the prompt is longer than {room} tokens; this was cut: {cut!r}", stacklevel=2
-            )
         ids = [BOS, *(token for token, _ in tokens)]
         ids += [EOT] * (self.context_length - len(ids))
         spans = tuple(span for _, span in tokens)
@@ -80,7 +76,7 @@ class Tokenizer:
         return TokenizedPrompt(text, tuple(ids), spans, pieces, cut)
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
-        """Return the ids of several prompts, (B, context_length) int64; warns as `encode` does."""
+        """Return the ids of several prompts, (B, context_length) int64."""
         if isinstance(prompts, str):
             raise ValueError(f"prompts: got one string {prompts!r}, expected a list of strings")
         rows = [self.encode(prompt).ids for prompt in prompts]

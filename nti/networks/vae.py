@@ -1,10 +1,12 @@
 """The KL autoencoder of Stable Diffusion v1: image (B, 3, H, W) <-> latent (B, 4, H/8, W/8)."""
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from nti.config import VAEConfig
+from nti.networks.layers import GroupNorm, GroupNormSiLU
 
 __all__ = ["VAE"]
 
@@ -18,15 +20,15 @@ class ResBlock(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, groups: int) -> None:
         super().__init__()
-        self.norm_1 = nn.GroupNorm(groups, c_in, eps=NORM_EPS)
+        self.norm_1 = GroupNormSiLU(groups, c_in, eps=NORM_EPS)
         self.conv_1 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.norm_2 = nn.GroupNorm(groups, c_out, eps=NORM_EPS)
+        self.norm_2 = GroupNormSiLU(groups, c_out, eps=NORM_EPS)
         self.conv_2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv_1(F.silu(self.norm_1(x)))
-        h = self.conv_2(F.silu(self.norm_2(h)))
+        h = self.conv_1(self.norm_1(x))
+        h = self.conv_2(self.norm_2(h))
         out: Tensor = self.skip(x) + h
         return out
 
@@ -36,7 +38,7 @@ class SpatialSelfAttention(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=NORM_EPS)
+        self.norm = GroupNorm(groups, channels, eps=NORM_EPS)
         self.to_q = nn.Conv2d(channels, channels, 1)
         self.to_k = nn.Conv2d(channels, channels, 1)
         self.to_v = nn.Conv2d(channels, channels, 1)
@@ -141,7 +143,7 @@ class Encoder(nn.Module):
             for i, width in enumerate(widths)
         )
         self.middle = Middle(widths[-1], groups)
-        self.norm_out = nn.GroupNorm(groups, widths[-1], eps=NORM_EPS)
+        self.norm_out = GroupNormSiLU(groups, widths[-1], eps=NORM_EPS)
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
         self.to_moments = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
 
@@ -150,7 +152,7 @@ class Encoder(nn.Module):
         for level in self.levels:
             x = level(x)
         x = self.middle(x)
-        x = self.conv_out(F.silu(self.norm_out(x)))
+        x = self.conv_out(self.norm_out(x))
         moments: Tensor = self.to_moments(x)
         return moments
 
@@ -174,7 +176,7 @@ class Decoder(nn.Module):
             )
             for i, width in enumerate(widths)
         )
-        self.norm_out = nn.GroupNorm(groups, widths[-1], eps=NORM_EPS)
+        self.norm_out = GroupNormSiLU(groups, widths[-1], eps=NORM_EPS)
         self.conv_out = nn.Conv2d(widths[-1], config.image_channels, 3, padding=1)
 
     def forward(self, latent: Tensor) -> Tensor:
@@ -182,7 +184,7 @@ class Decoder(nn.Module):
         x = self.middle(x)
         for level in self.levels:
             x = level(x)
-        image: Tensor = self.conv_out(F.silu(self.norm_out(x)))
+        image: Tensor = self.conv_out(self.norm_out(x))
         return image
 
 
@@ -195,9 +197,15 @@ class VAE(nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return self.encoder.conv_in.weight.dtype
+
     def moments(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Image in [-1, 1] -> unscaled mean and log variance of q(z | image), (B, 4, H/8, W/8)."""
-        mean, log_variance = self.encoder(image).chunk(2, dim=1)
+        # A photograph comes with its channels last, and all layers after it would keep that.
+        mean, log_variance = self.encoder(image.contiguous()).chunk(2, dim=1)
         return mean, log_variance.clamp(-30.0, 20.0)
 
     def encode(self, image: Tensor) -> Tensor:
@@ -207,5 +215,5 @@ class VAE(nn.Module):
 
     def decode(self, latent: Tensor) -> Tensor:
         """Latent z_0 (B, 4, h, w) -> image (B, 3, 8h, 8w), nominally in [-1, 1], not clamped."""
-        image: Tensor = self.decoder(latent / self.config.scale)
+        image: Tensor = self.decoder(latent.contiguous() / self.config.scale)
         return image

@@ -68,6 +68,13 @@ class Schedule:
         """The number of steps T."""
         return len(self.timesteps)
 
+    def timestep(self, index: int, like: Tensor) -> Tensor:
+        """Return timestep `index` as a 0-d int64 tensor on a tensor's device.
+
+        A Python number would become part of a graph that serves all timesteps.
+        """
+        return torch.full((), self.timesteps[index], dtype=torch.int64, device=like.device)
+
     def coefficients(self, index: int) -> StepCoefficients:
         """Return the step that leaves timestep `index` (DDIM eq. 12 with sigma = 0)."""
         start, end = self.alpha_bar[index], self.alpha_bar_next[index]

@@ -1,5 +1,5 @@
-"""The single step, as pure functions of tensors: guided noise, and one iteration of null-text
-optimization.
+"""The single step, as pure functions of tensors: the noise, guided and under control, and one
+iteration of null-text optimization.
 
 Only the null embedding learns. An iteration costs one forward pass of the unconditional branch and
 one backward pass to the embedding: the weights are frozen, and the conditional noise is computed
@@ -12,12 +12,62 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nti.networks.control import AttentionControl, MapHook
+from nti.networks.unet import UNet
 from nti.sampling.schedule import StepCoefficients, ddim_step
 from nti.vjp import vjp
 
-__all__ = ["AdamState", "guided_noise", "guided_step", "null_text_iteration"]
+__all__ = [
+    "AdamState",
+    "IterationInputs",
+    "IterationResult",
+    "Noise",
+    "controlled_noise",
+    "guided_noise",
+    "guided_step",
+    "noise",
+    "null_text_iteration",
+]
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
+
+Noise = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""eps_theta: latents (B, 4, h, w), timesteps (B,) or one for all, contexts (B, 77, C) -> noise
+(B, 4, h, w) in the latents' dtype."""
+
+
+def noise(unet: UNet, latent: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+    """eps_theta(z_t, t, C).
+
+    Args:
+        unet: the network, which may compute in half precision.
+        latent: z_t (B, 4, h, w), float32 or float64.
+        timestep: t, int64, one for all or (B,).
+        context: token states (B, 77, C).
+
+    Returns:
+        (B, 4, h, w) in the latent's dtype. Differentiable in the latent and the context.
+
+    """
+    return controlled_noise(unet, latent, timestep, context, None)[0]
+
+
+def controlled_noise(
+    unet: UNet,
+    latent: Tensor,
+    timestep: Tensor,
+    context: Tensor,
+    control: AttentionControl | None,
+    hook: MapHook | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Like `noise` under control; also returns the word maps (R, W, h', w') that it asks for.
+
+    `hook` sees full attention maps: see `nti.networks.control.MapHook`.
+    """
+    dtype = unet.conv_in.weight.dtype
+    t = torch.as_tensor(timestep, device=latent.device).expand(latent.shape[0])
+    eps, maps = unet(latent.to(dtype), t, context.to(dtype), control, hook)
+    return eps.to(latent.dtype), maps
 
 
 def guided_noise(eps_uncond: Tensor, eps_cond: Tensor, guidance_scale: float | Tensor) -> Tensor:
@@ -26,8 +76,9 @@ def guided_noise(eps_uncond: Tensor, eps_cond: Tensor, guidance_scale: float | T
 
 
 def guided_step(
-    predict: Callable[[Tensor, Tensor], Tensor],
+    noise: Noise,
     latent: Tensor,
+    timestep: Tensor,
     uncond: Tensor,
     cond: Tensor,
     coefficients: StepCoefficients,
@@ -36,20 +87,21 @@ def guided_step(
     """z_t -> z_{t-1} (B, 4, h, w) by one guided DDIM step.
 
     Args:
-        predict: latents (2B, 4, h, w), contexts (2B, 77, C) -> eps_theta at this timestep.
+        noise: eps_theta.
         latent: z_t (B, 4, h, w).
+        timestep: t.
         uncond: the null embedding of this timestep (B, 77, C).
         cond: the prompts' token states (B, 77, C).
         coefficients: of the DDIM step.
         guidance_scale: w.
 
     """
-    eps = predict(torch.cat([latent, latent]), torch.cat([uncond, cond]))
+    eps = noise(torch.cat([latent, latent]), timestep, torch.cat([uncond, cond]))
     eps_uncond, eps_cond = eps.chunk(2)
     return ddim_step(latent, guided_noise(eps_uncond, eps_cond, guidance_scale), coefficients)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AdamState:
     """Adam's moments of a batch of embeddings (B, 77, C) and each image's step count (B,)."""
 
@@ -67,65 +119,79 @@ class AdamState:
         return cls(mean, square, uncond.new_zeros(uncond.shape[0]))
 
 
-def null_text_iteration(
-    predict: Callable[[Tensor], Tensor],
-    uncond: Tensor,
-    adam: AdamState,
-    latent: Tensor,
-    eps_cond: Tensor,
-    target: Tensor,
-    coefficients: StepCoefficients,
-    guidance_scale: float | Tensor,
-    learning_rate: float | Tensor,
-    active: Tensor,
-) -> tuple[Tensor, AdamState, Tensor]:
-    """One inner iteration of Algorithm 1 (null-text inversion paper, eq. 3) for B images at once.
+@dataclass(frozen=True, eq=False)
+class IterationInputs:
+    """Everything that one inner iteration reads, of B images at once.
 
-    Args:
-        predict: embedding (B, 77, C) -> eps_theta(z_t, t, embedding) (B, 4, h, w) in the latent's
-            dtype.
-        uncond: the null embeddings (B, 77, C), float32 or float64.
-        adam: their optimizer state.
-        latent: z_t, where sampling stands (B, 4, h, w).
-        eps_cond: the conditional noise at z_t (B, 4, h, w).
-        target: the pivot's z_{t-1} (B, 4, h, w).
-        coefficients: of the DDIM step.
-        guidance_scale: w.
-        learning_rate: of Adam.
-        active: (B,) bool; an image that has stopped keeps its embedding, moments and count.
-
-    Returns:
-        The new embeddings, the new state, and each image's loss (B,) before the update: the mean
-        squared error of the guided step against `target`.
-
+    All are tensors on one device, so that one graph serves every iteration.
     """
-    eps_uncond, backward = vjp(predict, uncond)
-    error = (
-        ddim_step(latent, guided_noise(eps_uncond, eps_cond, guidance_scale), coefficients) - target
-    )
+
+    uncond: Tensor
+    """The null embeddings that learn (B, 77, C), float32 or float64."""
+    adam: AdamState
+    """Their optimizer's state."""
+    active: Tensor
+    """(B,) bool; an image that has stopped keeps its embedding, moments and count."""
+    latent: Tensor
+    """z_t, where sampling stands (B, 4, h, w)."""
+    timestep: Tensor
+    """t, 0-d int64."""
+    eps_cond: Tensor
+    """The conditional noise at z_t (B, 4, h, w)."""
+    target: Tensor
+    """The pivot's z_{t-1} (B, 4, h, w)."""
+    coefficients: StepCoefficients
+    """Of the DDIM step."""
+    guidance_scale: Tensor
+    """w, 0-d."""
+    learning_rate: Tensor
+    """Of Adam, 0-d."""
+
+
+@dataclass(frozen=True, eq=False)
+class IterationResult:
+    """What one inner iteration leaves."""
+
+    uncond: Tensor
+    """The new embeddings (B, 77, C)."""
+    adam: AdamState
+    """The new state of their optimizer."""
+    losses: Tensor
+    """(B,) before the update: the mean squared error of the guided step against the target."""
+
+
+def null_text_iteration(noise: Noise, x: IterationInputs) -> IterationResult:
+    """One inner iteration of Algorithm 1 (null-text inversion paper, eq. 3).
+
+    `noise` is eps_theta; its gradient is taken in the context alone.
+    """
+    eps_uncond, backward = vjp(lambda uncond: noise(x.latent, x.timestep, uncond), x.uncond)
+    eps = guided_noise(eps_uncond, x.eps_cond, x.guidance_scale)
+    error = ddim_step(x.latent, eps, x.coefficients) - x.target
     losses = error.square().flatten(1).mean(dim=1)
     # dL/d eps_uncond in closed form. It is near 1e-8, so it goes through the network normalised,
     # where half precision can hold it, and its scale comes back in the embedding's own precision.
-    cotangent = error * (coefficients.eps.to(error) * (1 - guidance_scale) * 2 / error[0].numel())
+    of_eps = x.coefficients.eps.to(error) * (1 - x.guidance_scale)
+    cotangent = error * (of_eps * 2 / error[0].numel())
     scale = (
         cotangent.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(error.dtype).tiny)
     )
     (gradient,) = backward(cotangent / scale)
-    updated, state = _adam(uncond, gradient * scale[..., 0], adam, learning_rate)
-    keep = active[:, None, None]
-    return (
-        torch.where(keep, updated, uncond),
+    updated, adam = _adam(x.uncond, gradient * scale[..., 0], x.adam, x.learning_rate)
+    keep = x.active[:, None, None]
+    return IterationResult(
+        torch.where(keep, updated, x.uncond),
         AdamState(
-            torch.where(keep, state.mean, adam.mean),
-            torch.where(keep, state.square, adam.square),
-            torch.where(active, state.count, adam.count),
+            torch.where(keep, adam.mean, x.adam.mean),
+            torch.where(keep, adam.square, x.adam.square),
+            torch.where(x.active, adam.count, x.adam.count),
         ),
         losses,
     )
 
 
 def _adam(
-    parameter: Tensor, gradient: Tensor, state: AdamState, learning_rate: float | Tensor
+    parameter: Tensor, gradient: Tensor, state: AdamState, learning_rate: Tensor
 ) -> tuple[Tensor, AdamState]:
     """Adam (Kingma and Ba 2014, arXiv 1412.6980, Algorithm 1) without weight decay."""
     count = state.count + 1

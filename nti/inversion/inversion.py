@@ -9,16 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from nti.image import Placement
 
-__all__ = ["METHODS", "Inversion", "InversionFileError"]
+__all__ = ["GENERATED", "METHODS", "Inversion", "InversionFileError"]
 
 METHODS = ("null-text", "negative-prompt", "ddim")
+"""What `nti.invert` knows."""
+
+GENERATED = "generated"
+"""The method of an inversion that `nti.generate` made, without an image."""
 
 FORMAT = "nti-inversion-1"
 """Stands in the file's metadata; another number means another meaning of the tensors."""
@@ -33,20 +36,21 @@ class InversionFileError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Inversion:
-    """An inverted image; arrays in sampling order: index 0 is z_T, timestep 981 of 50 steps."""
+    """An inverted image, or a generated one; arrays in sampling order: index 0 is z_T, timestep 981 of 50 steps."""
 
     prompt: str
     """The source prompt P."""
     method: str
-    """`null-text`, `negative-prompt` or `ddim`."""
+    """`null-text`, `negative-prompt`, `ddim` or `generated`."""
     guidance_scale: float
     """w, which the embeddings were made for and the latents were sampled at."""
     model_name: str
-    """The configuration's name; a record is of use to that model alone."""
+    """The configuration's name; an inversion is of use to that model alone."""
     uncond: Tensor
     """The null embedding of each timestep (T, 77, C), float32 or float64."""
     pivot: Tensor
-    """z*_T .. z*_0, the DDIM inversion at guidance 1: (T + 1, 4, h, w)."""
+    """z*_T .. z*_0, the DDIM inversion at guidance 1: (T + 1, 4, h, w). Of a generated image the
+    same as `latents`."""
     latents: Tensor
     """z_T .. z_0, the latents that guided sampling with the embeddings visits: (T + 1, 4, h, w)."""
     losses: Tensor
@@ -71,7 +75,7 @@ class Inversion:
         return self.uncond.shape[0]
 
     def save(self, path: str | Path) -> None:
-        """Write the record to `path`, whole or not at all, making its folder if there is none."""
+        """Write the inversion to `path`, whole or not at all, making its folder if there is none."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         header = {name: getattr(self, name) for name in WORDS}
@@ -84,7 +88,7 @@ class Inversion:
 
     @classmethod
     def load(cls, path: str | Path) -> "Inversion":
-        """Read a record onto the CPU. Raises InversionFileError for a file that is none."""
+        """Read an inversion onto the CPU. Raises InversionFileError for a file that is none."""
         path = Path(path)
         if not path.is_file():
             raise InversionFileError(
@@ -111,14 +115,11 @@ class Inversion:
             raise InversionFileError(f"{path}: not a saved inversion ({error})") from error
 
     def __eq__(self, other: object) -> bool:
-        """Compare the words and numbers exactly and the tensors bit by bit (NaN equals NaN)."""
+        """Compare words, numbers and tensors exactly; NaN equals NaN, and nothing else."""
         if not isinstance(other, Inversion):
             return NotImplemented
         return self._words() == other._words() and all(
-            torch.equal(
-                getattr(self, n).nan_to_num(nan=-1.0), getattr(other, n).nan_to_num(nan=-1.0)
-            )
-            for n in TENSORS
+            _same(getattr(self, name), getattr(other, name)) for name in TENSORS
         )
 
     def __hash__(self) -> int:
@@ -127,3 +128,8 @@ class Inversion:
 
     def _words(self) -> tuple[Any, ...]:
         return tuple(getattr(self, name) for name in WORDS)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    alike = a.dtype == b.dtype and a.shape == b.shape
+    return alike and bool(((a == b) | (a.isnan() & b.isnan())).all())

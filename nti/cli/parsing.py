@@ -1,4 +1,4 @@
-"""What stands behind the command line's options: text to sizes, windows and factors.
+"""The text of the command line's options, read as sizes, windows, factors and rules.
 
 Each raises ValueError for text that it cannot read.
 """
@@ -8,10 +8,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nti.editing.controls import CrossWindow, Window
+    from nti.editing.control_schedule import CrossWindow, Window
+    from nti.editing.local_blend import BlendWords
     from nti.inversion.invert import Size
+    from nti.inversion.null_text import Rule
 
-__all__ = ["parse_assignment", "parse_cross_window", "parse_size", "parse_window"]
+__all__ = [
+    "parse_assignment",
+    "parse_blend",
+    "parse_cross_window",
+    "parse_rule",
+    "parse_size",
+    "parse_window",
+]
 
 
 def parse_size(text: str | None) -> "Size | None":
@@ -51,6 +60,20 @@ def parse_assignment(text: str, option: str) -> tuple[str, float]:
     if not separator or not word:
         raise ValueError(f"{option}: got {text!r}, expected WORD=NUMBER, e.g. tiger=2")
     return word, _number(value, option)
+
+
+def parse_blend(text: str | None) -> "BlendWords | None":
+    """Read `cat:tiger`, or `cat` for both prompts; None stays None."""
+    source, separator, edited = (text or "").partition(":")
+    return (source, edited) if separator else (text or None)
+
+
+def parse_rule(text: str, published: "Rule", option: str) -> "Rule":
+    """Read `published`, or a number that holds for all timesteps."""
+    if text == "published":
+        return published
+    value = _number(text, option)
+    return lambda index, steps: value
 
 
 def _number(text: str, option: str) -> float:

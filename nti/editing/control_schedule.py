@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nti.editing.alignment import Alignment, has_word, token_positions
-from nti.networks.control import AttentionControl
+from nti.networks.control import AttentionControl, Fold
 from nti.networks.tokenizer import TokenizedPrompt
 
 __all__ = [
@@ -123,10 +123,8 @@ class ControlSchedule:
     """b_t (T, E, 77)."""
     inject_self: tuple[int, int]
     """[first, past the last) step of injected self-attention."""
-    words: Tensor | None
-    """(1 + E, 77, W) indicator columns of words whose maps are wanted, for local blend."""
     needs_source: tuple[bool, ...]
-    """(T,) whether an edit still receives the source's attention, or its maps are summed."""
+    """(T,) whether an edit still receives the source's attention."""
 
     @classmethod
     def create(
@@ -135,7 +133,6 @@ class ControlSchedule:
         active: Tensor,
         c: Tensor,
         inject_self: tuple[int, int],
-        words: Tensor | None,
     ) -> "ControlSchedule":
         """Fold alignments, windows a_t (T, E, 77) and equalizers c (E, 77) into A_t and b_t."""
         mapping = torch.stack([a.mapping for a in alignments])
@@ -146,34 +143,40 @@ class ControlSchedule:
         mixes = source_mix.flatten(1).any(dim=1) | (own_mix != 1).flatten(1).any(dim=1)
         first, last = inject_self
         needs_source = tuple(
-            words is not None or mixed or first <= step < last
-            for step, mixed in enumerate(mixes.tolist())
+            mixed or first <= step < last for step, mixed in enumerate(mixes.tolist())
         )
-        return cls(source_mix, own_mix, inject_self, words, needs_source)
+        return cls(source_mix, own_mix, inject_self, needs_source)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "ControlSchedule":
         """Return the schedule elsewhere."""
-        words = None if self.words is None else self.words.to(device, dtype)
         return ControlSchedule(
             self.source_mix.to(device, dtype),
             self.own_mix.to(device, dtype),
             self.inject_self,
-            words,
             self.needs_source,
         )
 
-    def control(self, step: int, rows: int) -> AttentionControl:
-        """Return one step's control for a batch of `rows`, the last of them source and edits."""
+    @property
+    def steps(self) -> int:
+        """T."""
+        return self.source_mix.shape[0]
+
+    @property
+    def largest(self) -> float:
+        """The largest absolute value in A_t and b_t, which a dtype must be able to hold."""
+        return float(max(self.source_mix.abs().max(), self.own_mix.abs().max()))
+
+    def control(self, step: int, rows: int, words: Tensor | None) -> AttentionControl:
+        """Return one step's control for a batch of `rows`, the last of them source and edits.
+
+        `words` are the indicator columns (1 + E, 77, W) whose maps are wanted, or None.
+        """
         edits = self.source_mix.shape[1]
         device = self.source_mix.device
         source = rows - edits - 1
         self_rows = torch.arange(rows, device=device)
         if self.inject_self[0] <= step < self.inject_self[1]:
             self_rows[source:] = source
-        return AttentionControl(
-            source_rows=torch.full((edits,), source, device=device),
-            source_mix=self.source_mix[step],
-            own_mix=self.own_mix[step],
-            self_rows=self_rows,
-            words=self.words,
-        )
+        source_rows = torch.full((edits,), source, device=device)
+        fold = Fold(source_rows, self.source_mix[step], self.own_mix[step])
+        return AttentionControl(fold, self_rows, words)

@@ -1,0 +1,94 @@
+"""Convolutions at few positions as products by oneDNN, with the columns of their patches.
+
+oneDNN's own convolution copies the weights into another layout at every call. At few positions
+that takes longer than the product does.
+"""
+
+from typing import Any
+
+import torch.nn.functional as F
+from nti.kernels.conv2d import _Conv2d, reference
+from nti.kernels.linear_onednn import check, pays, product
+from torch import Tensor
+from torch import channels_last as CHANNELS_LAST
+
+__all__ = ["columns", "conv2d", "scatter_columns"]
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+    """See `nti.kernels.conv2d.conv2d`.
+
+    PyTorch's own where columns would be larger than the weights are, or in another layout than
+    channels last.
+    """
+    check(x)
+    if not _is_product(x, weight, stride):
+        return reference(x, weight, bias, stride, padding)
+    out: Tensor = _ColumnsConv2d.apply(x, weight, bias, stride, padding)
+    return out
+
+
+def _is_product(x: Tensor, weight: Tensor, stride: int) -> bool:
+    positions = x.shape[0] * x.shape[2] * x.shape[3] // stride**2
+    return (
+        pays(positions, weight)
+        and (positions <= weight.shape[0] or weight.shape[-1] == 1)
+        and x.is_contiguous(memory_format=CHANNELS_LAST)
+        and weight.is_contiguous(memory_format=CHANNELS_LAST)
+    )
+
+
+class _ColumnsConv2d(_Conv2d):
+    """The same as one product, for square kernels and channels last."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+        patches = columns(_channels_last(x), weight.shape[-1], stride, padding)
+        return _channels_first(product(patches, _matrix(weight), bias))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        patches = product(_channels_last(grads[0]).contiguous(), _matrix(weight).t())
+        b, c, h, w = ctx.shape
+        grad = scatter_columns(patches, (b, h, w, c), weight.shape[-1], ctx.stride, ctx.padding)
+        return _channels_first(grad), None, None, None, None
+
+
+def columns(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
+    """The patch under each position of a convolution: (B, h, w, c) -> (B, h', w', k * k * c)."""
+    if (kernel, stride, padding) == (1, 1, 0):
+        return x
+    x = F.pad(x, (0, 0, padding, padding, padding, padding))
+    patches = x.unfold(1, kernel, stride).unfold(2, kernel, stride)
+    return patches.permute(0, 1, 2, 4, 5, 3).flatten(3)
+
+
+def scatter_columns(
+    patches: Tensor, shape: tuple[int, ...], kernel: int, stride: int, padding: int
+) -> Tensor:
+    """The transpose of `columns`: (B, h', w', k * k * c) -> sums of `shape` (B, h, w, c)."""
+    if (kernel, stride, padding) == (1, 1, 0):
+        return patches
+    b, h, w, c = shape
+    out = patches.new_zeros(b, h + 2 * padding, w + 2 * padding, c)
+    rows, cols = patches.shape[1] * stride, patches.shape[2] * stride
+    for i, patch in enumerate(patches.split(c, dim=-1)):
+        y, x = divmod(i, kernel)
+        out[:, y : y + rows : stride, x : x + cols : stride] += patch
+    return out[:, padding : padding + h, padding : padding + w]
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """(B, c, h, w) -> (B, h, w, c)."""
+    return x.permute(0, 2, 3, 1)
+
+
+def _channels_first(x: Tensor) -> Tensor:
+    """(B, h, w, c) -> (B, c, h, w)."""
+    return x.permute(0, 3, 1, 2)
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    """Weights (o, c, k, k) -> (o, k * k * c), the order of `columns`."""
+    return _channels_last(weight).flatten(1)

@@ -1,0 +1,82 @@
+"""Attention from its input with products by oneDNN, which projects again in the backward pass.
+
+Beside x and the context the result and a number a query are saved.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from einops import rearrange
+from nti.kernels.layer_norm import LayerNorm, layer_norm_backward
+from nti.kernels.linear_onednn import check, pays, product
+from nti.kernels.projected_attention import Projections, merge_heads, reference
+from torch import Tensor
+
+__all__ = ["projected_attention"]
+
+aten = torch.ops.aten
+
+
+def projected_attention(
+    x: Tensor, norm: LayerNorm, context: Tensor | None, projections: Projections, heads: int
+) -> Tensor:
+    """See `nti.kernels.projected_attention.projected_attention`.
+
+    Too small to pay, it is the reference's.
+    """
+    check(x)
+    if not pays(x.shape[:-1].numel(), projections[0]):
+        return reference(x, norm, context, projections, heads, backend="onednn")
+    out: Tensor = _ProjectedAttention.apply(x, context, *norm, heads, *projections)[0]
+    return out
+
+
+class _ProjectedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        x: Tensor, context: Tensor | None, scale: Tensor, shift: Tensor, eps: float, heads: int,
+        *weights: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        normed = LayerNorm(scale, shift, eps)(x)
+        q, k, v = _project(normed, context, heads, weights)
+        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+        return merge_heads(out), lse
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, context, scale, shift, ctx.eps, ctx.heads, *weights = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, context, scale, shift, *output, *weights)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, context, scale, shift, out, lse, *weights = ctx.saved_tensors
+        normed, mean, rstd = aten.native_layer_norm(x, scale.shape, scale, shift, ctx.eps)
+        q, k, v = _project(normed, context, ctx.heads, weights)
+        of_qkv = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            _heads(grads[0], ctx.heads), q, k, v, _heads(out, ctx.heads), lse, 0.0, False
+        )
+        of_normed, of_k, of_v = (
+            product(merge_heads(grad), w.t()) for grad, w in zip(of_qkv, weights, strict=True)
+        )
+        of_source = of_k.add_(of_v)
+        if context is None:
+            of_normed += of_source
+        of_x = layer_norm_backward(of_normed, x, scale, shift, mean, rstd)
+        return of_x, None if context is None else of_source, *[None] * 7
+
+
+def _project(
+    normed: Tensor, context: Tensor | None, heads: int, weights: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    source = normed if context is None else context
+    inputs = normed, source, source
+    q, k, v = (_heads(product(x, w), heads) for x, w in zip(inputs, weights, strict=True))
+    return q, k, v
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """(B, L, heads * d) -> (B, heads, L, d)."""
+    return rearrange(x, "b l (heads d) -> b heads l d", heads=heads)

@@ -1,0 +1,69 @@
+"""`nti attention`: where each token attends, in the image and in edits, or what goes together."""
+
+import argparse
+from pathlib import Path
+
+from nti.cli.options import (
+    Commands,
+    add_edit_options,
+    add_model_options,
+    check_output,
+    load_model,
+    open_inversion,
+    plan_of,
+    progress,
+)
+
+__all__ = ["add"]
+
+
+def add(commands: Commands) -> None:
+    """Declare the command."""
+    command = commands.add_parser("attention", help="show where each token attends")
+    add_model_options(command)
+    command.add_argument("inversion", type=Path, metavar="X.nti.safetensors")
+    command.add_argument("--words", action="store_true", help="one map a word rather than a token")
+    command.add_argument(
+        "--prompt", action="append", default=[], help="an edit whose maps to show too"
+    )
+    add_edit_options(command)
+    command.add_argument(
+        "--level", type=int, metavar="N",
+        help="of the UNet, 0 the finest (default: the one that local blend reads)",
+    )  # fmt: skip
+    command.add_argument(
+        "--place", action="append",
+        help="of the UNet: down, middle or up; may be given again (default: down and up)",
+    )  # fmt: skip
+    command.add_argument(
+        "--components", type=int, metavar="N",
+        help="show the N principal components of the self-attention instead",
+    )  # fmt: skip
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="PNG")
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Draw the maps."""
+    from nti.editing.attention_grid import attention_grid, component_grid
+
+    inversion = open_inversion(options)
+    output = check_output(options.output)
+    if options.components is not None and options.prompt:
+        raise ValueError("--components: got --prompt too, expected the source alone: leave one out")
+    places = tuple(options.place or ("down", "up"))
+    model = load_model(options)
+    plan = plan_of(options, model, inversion) if options.prompt else None
+    with progress("looking") as callback:
+        if options.components is not None:
+            grid = component_grid(
+                model, inversion, options.components,
+                level=options.level, places=places, callback=callback,
+            )  # fmt: skip
+        else:
+            grid = attention_grid(
+                model, inversion, plan, by_word=options.words,
+                level=options.level, places=places, callback=callback,
+            )  # fmt: skip
+    grid.save(output)
+    print(f"wrote {output}")

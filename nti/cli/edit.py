@@ -1,0 +1,90 @@
+"""`nti edit`: edit an inverted image by its words."""
+
+import argparse
+from pathlib import Path
+
+from nti.cli.options import (
+    LATENTS_SUFFIX,
+    Commands,
+    add_edit_options,
+    add_model_options,
+    add_paste_back_option,
+    check_output,
+    load_model,
+    open_inversion,
+    paste_backer,
+    plan_of,
+    progress,
+)
+
+__all__ = ["add"]
+
+
+def add(commands: Commands) -> None:
+    """Declare the command."""
+    command = commands.add_parser("edit", help="edit an inverted image by its words")
+    add_model_options(command)
+    command.add_argument("inversion", type=Path, metavar="X.nti.safetensors")
+    command.add_argument(
+        "--prompt", action="append", required=True, help="an edited prompt; may be given again"
+    )
+    add_edit_options(command)
+    command.add_argument(
+        "--negative-prompt",
+        metavar="P",
+        help="what the edits shall not show; it takes the place of the inversion's embeddings",
+    )
+    command.add_argument(
+        "--start", type=int, default=0, metavar="I", help="the step to start at (0)"
+    )
+    command.add_argument(
+        "--no-replay", action="store_true", help="compute the source's branch, as published"
+    )
+    add_paste_back_option(command)
+    command.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="PNG",
+        help="with several prompts: PNG-1, PNG-2, ...; a name that ends in .safetensors receives"
+        " the latents of all edits instead",
+    )
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Edit, and write the pictures or the latents."""
+    from safetensors.torch import save_file
+
+    from nti.editing.prompt_to_prompt import edit_latents
+    from nti.image import to_pil
+
+    inversion = open_inversion(options)
+    output = check_output(options.output, latents=True)
+    finish = paste_backer(options, inversion)
+    model = load_model(options)
+    plan = plan_of(options, model, inversion)
+    with progress("editing") as callback:
+        edited = edit_latents(
+            model,
+            inversion,
+            plan,
+            replay=not options.no_replay,
+            guidance_scale=options.guidance,
+            negative_prompt=options.negative_prompt,
+            start=options.start,
+            callback=callback,
+        )
+    modes = [alignment.mode for alignment in plan.alignments]
+    if output.suffix == LATENTS_SUFFIX:
+        save_file({"latents": edited.latents[-1].cpu().contiguous()}, output)
+        print(f"wrote {output} ({len(modes)} latents)")
+        return
+    images = to_pil(model.decode_latent(edited.latents[-1]))
+    for number, (image, mode, prompt) in enumerate(
+        zip(images, modes, plan.prompts, strict=True), 1
+    ):
+        path = output if len(images) == 1 else output.with_stem(f"{output.stem}-{number}")
+        finish(image).save(path)
+        print(f"wrote {path} ({mode}: {prompt})")

@@ -1,0 +1,82 @@
+"""`nti invert`: an image and its caption to a saved inversion."""
+
+import argparse
+from pathlib import Path
+
+from nti.cli.options import Commands, add_model_options, check_output, load_model, progress
+from nti.cli.parsing import parse_rule, parse_size
+
+__all__ = ["add"]
+
+
+def add(commands: Commands) -> None:
+    """Declare the command."""
+    command = commands.add_parser("invert", help="invert an image")
+    add_model_options(command)
+    command.add_argument("image", type=Path, metavar="IMAGE")
+    command.add_argument("--prompt", required=True, help="what the image shows")
+    command.add_argument(
+        "--size",
+        metavar="N|WxH|native",
+        help="pixels (default: the model's square); native: the image's own, rounded",
+    )
+    command.add_argument(
+        "--fit", default="crop", help="how to reach it: crop (default), pad or stretch"
+    )
+    command.add_argument(
+        "--method", default="null-text", help="null-text (default), negative-prompt or ddim"
+    )
+    command.add_argument(
+        "--inner-steps", type=int, default=10, metavar="N", help="iterations a timestep (10)"
+    )
+    command.add_argument(
+        "--noise-at",
+        default="target",
+        help="timestep at which the pivot's noise is predicted: target (default, as published) or"
+        " current (as the paper writes)",
+    )
+    command.add_argument(
+        "--learning-rate",
+        default="published",
+        metavar="RULE",
+        help="of Adam: published (default, 0.01 falling to 0.005), or a number for all timesteps",
+    )
+    command.add_argument(
+        "--early-stop",
+        default="published",
+        metavar="RULE",
+        help="loss below which a timestep ends: published (default, 1e-5 rising to 1e-3), or a"
+        " number for all timesteps (0: never)",
+    )
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="X.nti.safetensors")
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Invert the image and save."""
+    from nti.inversion.invert import invert
+    from nti.inversion.null_text import published_learning_rate, published_threshold
+
+    output = check_output(options.output, image=False)
+    size = parse_size(options.size)
+    learning_rate = parse_rule(options.learning_rate, published_learning_rate, "--learning-rate")
+    threshold = parse_rule(options.early_stop, published_threshold, "--early-stop")
+    model = load_model(options)
+    with progress("inverting") as callback:
+        inversion = invert(
+            model,
+            options.image,
+            options.prompt,
+            size=size,
+            fit=options.fit,
+            steps=50 if options.steps is None else options.steps,
+            guidance_scale=options.guidance,
+            inner_steps=options.inner_steps,
+            method=options.method,
+            noise_at=options.noise_at,
+            learning_rate=learning_rate,
+            threshold=threshold,
+            callback=callback,
+        )
+    inversion.save(output)
+    print(f"wrote {output}")

@@ -1,0 +1,214 @@
+"""What the commands share: options of the model and of edits, and the checks of their files."""
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nti.cli.parsing import parse_assignment, parse_blend, parse_cross_window, parse_window
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from nti.editing.plan import EditPlan
+    from nti.errors import Callback
+    from nti.inversion.inversion import Inversion
+    from nti.model import StableDiffusion
+
+__all__ = [
+    "Commands",
+    "add_edit_options",
+    "add_model_options",
+    "add_paste_back_option",
+    "check_output",
+    "load_model",
+    "open_inversion",
+    "paste_backer",
+    "plan_of",
+    "progress",
+]
+
+Commands = Any
+"""What `argparse` returns for subcommands; its class is private."""
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+LATENTS_SUFFIX = ".safetensors"
+
+
+def add_model_options(command: argparse.ArgumentParser) -> None:
+    """Declare which model computes, where, and how."""
+    command.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="PATH",
+        help="SD v1 weights: a .safetensors file or a diffusers directory (default: the embedded"
+        " model)",
+    )
+    command.add_argument("--vae", type=Path, metavar="PATH", help="another autoencoder's weights")
+    command.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is any)")
+    command.add_argument(
+        "--dtype",
+        help="float32, float16, bfloat16 or float64 (default: float16 on cuda, else float32)",
+    )
+    command.add_argument(
+        "--backend",
+        default="auto",
+        help="who computes the UNet's layers: reference, onednn (float32 on a cpu), triton (cuda),"
+        " or auto, the best that passes its check",
+    )
+    command.add_argument(
+        "--memory", default="normal", help="normal (default), or low: compute more, keep less"
+    )
+    command.add_argument(
+        "--execution",
+        default="auto",
+        help="how the steps run: eager; cuda-graph, captured once and replayed; compiled, which"
+        " takes minutes first; or auto (cuda-graph on cuda if it passes its check, else eager)",
+    )
+    command.add_argument("--steps", type=int, metavar="T", help="timesteps (50)")
+    command.add_argument(
+        "--guidance", type=float, metavar="W", help="guidance scale (default: the model's own)"
+    )
+
+
+def add_edit_options(command: argparse.ArgumentParser) -> None:
+    """Declare what an edit does to the attention."""
+    command.add_argument(
+        "--mode", default="auto", help="auto (default), replace, refine or reweight"
+    )
+    command.add_argument(
+        "--cross",
+        action="append",
+        metavar="F",
+        help="share of the steps with the source's cross-attention: 0.8, 0.1:0.8, tiger=0.4",
+    )
+    command.add_argument(
+        "--self",
+        dest="self_replace",
+        default="0.5",
+        metavar="F",
+        help="likewise self-attention (0.5)",
+    )
+    command.add_argument(
+        "--blend", metavar="A:B", help="change only where these words attend, e.g. cat:tiger"
+    )
+    command.add_argument(
+        "--subtract", metavar="A:B", help="change nothing where these words attend"
+    )
+    command.add_argument(
+        "--blend-start", type=float, default=0.2, metavar="F",
+        help="share of the steps before blending begins (0.2)",
+    )  # fmt: skip
+    command.add_argument(
+        "--blend-threshold", type=float, default=0.3, metavar="F",
+        help="share of its maximum above which a word's attention counts (0.3)",
+    )  # fmt: skip
+    command.add_argument(
+        "--reweight", action="append", default=[], metavar="W=C", help="weigh a word, e.g. tiger=2"
+    )
+
+
+def add_paste_back_option(command: argparse.ArgumentParser) -> None:
+    """Declare `--paste-back`."""
+    command.add_argument(
+        "--paste-back",
+        type=Path,
+        metavar="IMAGE",
+        help="lay the result over the image that was inverted, at its own size",
+    )
+
+
+def load_model(options: argparse.Namespace) -> "StableDiffusion":
+    """Load the model that the options ask for."""
+    import torch
+
+    from nti import model
+
+    dtypes = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16", "float64")}
+    if options.dtype not in (None, *dtypes):
+        raise ValueError(f"--dtype: got {options.dtype!r}, expected one of {', '.join(dtypes)}")
+    return model.load_model(
+        options.checkpoint,
+        vae=options.vae,
+        device=options.device,
+        dtype=dtypes.get(options.dtype),
+        backend=options.backend,
+        memory=options.memory,
+        execution=options.execution,
+    )
+
+
+def open_inversion(options: argparse.Namespace) -> "Inversion":
+    """Load the inversion; ValueError where `--steps` is not its own."""
+    from nti.inversion.inversion import Inversion
+
+    inversion = Inversion.load(options.inversion)
+    if options.steps not in (None, inversion.steps):
+        raise ValueError(
+            f"--steps: got {options.steps}, expected {inversion.steps}, with which"
+            f" {options.inversion} was made: leave the option out or invert again"
+        )
+    return inversion
+
+
+def plan_of(
+    options: argparse.Namespace, model: "StableDiffusion", inversion: "Inversion"
+) -> "EditPlan":
+    """Return the plan of the edits that the options describe."""
+    from nti.editing.plan import EditPlan
+
+    return EditPlan.create(
+        model.tokenizer,
+        inversion.prompt,
+        options.prompt,
+        steps=inversion.steps,
+        mode=options.mode,
+        cross_replace=parse_cross_window(options.cross or ["0.8"]),
+        self_replace=parse_window(options.self_replace, "--self"),
+        blend=parse_blend(options.blend),
+        subtract=parse_blend(options.subtract),
+        reweight=dict(parse_assignment(r, "--reweight") for r in options.reweight) or None,
+        blend_start=options.blend_start,
+        blend_threshold=options.blend_threshold,
+    )
+
+
+def check_output(path: Path, *, image: bool = True, latents: bool = False) -> Path:
+    """Check the output's name and make its folder before the work, so that none of it is lost."""
+    if path.is_dir():
+        raise ValueError(f"--output: got the directory {path}, expected a file's name")
+    suffixes = IMAGE_SUFFIXES + ((LATENTS_SUFFIX,) if latents else ())
+    if image and path.suffix.lower() not in suffixes:
+        also = f" or, for latents, in {LATENTS_SUFFIX}" if latents else ""
+        raise ValueError(
+            f"--output: got {path}, expected a name that ends in {IMAGE_SUFFIXES[0]}{also}"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def paste_backer(
+    options: argparse.Namespace, inversion: "Inversion"
+) -> "Callable[[Image.Image], Image.Image]":
+    """Return what `--paste-back` does to a result, once its image has proved to fit."""
+    if options.paste_back is None:
+        return lambda result: result
+    from nti.image import match_original, paste_back
+
+    original, placement = match_original(options.paste_back, inversion.placement)
+    return lambda result: paste_back(result, original, placement)
+
+
+@contextmanager
+def progress(label: str) -> "Iterator[Callback]":
+    """Show a bar, which the callback that this gives moves."""
+    from tqdm import tqdm
+
+    with tqdm(desc=label) as bar:
+
+        def step(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield step

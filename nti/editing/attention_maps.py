@@ -1,0 +1,145 @@
+"""What attention looks at in an inverted image and in its edits: full maps, averaged."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from nti.config import UNetConfig
+from nti.editing.plan import EditPlan
+from nti.editing.prompt_to_prompt import edit_latents
+from nti.errors import Callback, report
+from nti.inversion.inversion import Inversion
+from nti.inversion.sampling import check_model
+from nti.model import StableDiffusion
+from nti.networks.control import Site
+from nti.sampling.step import controlled_noise
+
+__all__ = ["PLACES", "average_attention", "self_attention_components"]
+
+PLACES = ("down", "middle", "up")
+
+
+def average_attention(
+    model: StableDiffusion,
+    inversion: Inversion,
+    plan: EditPlan | None = None,
+    *,
+    kind: str = "cross",
+    level: int | None = None,
+    places: Sequence[str] = ("down", "up"),
+    callback: Callback | None = None,
+) -> Tensor:
+    """Average attention maps over steps, heads and sites.
+
+    Args:
+        model: the model that the inversion was made with.
+        inversion: of the image that is looked at.
+        plan: edits whose maps are wanted too, after the edit of the maps.
+        kind: `cross` (positions to tokens) or `self` (positions to positions).
+        level: of the UNet, 0 the finest; None: the one whose maps local blend reads.
+        places: of the UNet: some of `PLACES`.
+        callback: see `nti.errors.Callback`.
+
+    Returns:
+        (1 + E, h', w', keys) float32 on the CPU, the source first. Over the keys, the 77 tokens or
+        the h' w' positions, each sums to 1 where the edit does not weigh words.
+
+    Raises:
+        ValueError: sites that there are none of, or another model's inversion.
+
+    """
+    check_model(model, inversion)
+    config = model.config.unet
+    level = config.word_map_level if level is None else level
+    edits = 0 if plan is None else len(plan.prompts)
+    hook = _MapAverage(kind, level, tuple(places), 1 + edits)
+    _check_sites(config, hook)
+    if plan is None:
+        _replay(model, inversion, hook, callback)
+    else:
+        edit_latents(model, inversion, plan, hook=hook, callback=callback)
+    height = inversion.latents.shape[-2] // 2**level
+    return rearrange(hook.average(), "r (h w) keys -> r h w keys", h=height)
+
+
+def self_attention_components(maps: Tensor, count: int) -> Tensor:
+    """The principal components of averaged self-attention: what goes together in the image.
+
+    Args:
+        maps: (h, w, h * w), of one image, as `average_attention` gives them.
+        count: how many, the strongest first.
+
+    Returns:
+        (count, h, w); the sign of each is arbitrary.
+
+    Raises:
+        ValueError: another shape, or more components than positions.
+
+    """
+    height, width = maps.shape[:2]
+    if maps.ndim != 3 or maps.shape[2] != height * width or not 1 <= count <= height * width:
+        raise ValueError(
+            f"maps: got {tuple(maps.shape)} and {count} components, expected (h, w, h * w) and at"
+            " most as many components as positions"
+        )
+    rows = maps.flatten(0, 1).double()
+    components = torch.linalg.svd(rows - rows.mean(dim=1, keepdim=True)).Vh[:count]
+    return components.unflatten(1, (height, width)).to(maps.dtype)
+
+
+@dataclass(eq=False)
+class _MapAverage:
+    """A hook that averages the maps of the last rows of a batch, over heads, sites and steps."""
+
+    kind: str
+    level: int
+    places: tuple[str, ...]
+    rows: int
+    total: Tensor | None = None
+    count: int = field(default=0)
+
+    def wants(self, site: Site) -> bool:
+        """Whether a map of this site is averaged."""
+        return (site.kind, site.level) == (self.kind, self.level) and site.place in self.places
+
+    def __call__(self, site: Site, maps: Tensor) -> Tensor:
+        """Add a map (B, heads, L, S)."""
+        mean = maps[-self.rows :].float().mean(dim=1)
+        self.total = mean if self.total is None else self.total + mean
+        self.count += 1
+        return maps
+
+    def average(self) -> Tensor:
+        """(rows, L, S) float32."""
+        assert self.total is not None
+        return self.total.cpu() / self.count
+
+
+def _check_sites(config: UNetConfig, hook: _MapAverage) -> None:
+    deepest = len(config.channel_multipliers) - 1
+    there = {(place, level) for place in ("down", "up") for level in config.attention_levels}
+    there.add(("middle", deepest))
+    known = hook.kind in ("cross", "self") and set(hook.places) <= set(PLACES)
+    if not known or not any((place, hook.level) in there for place in hook.places):
+        listed = ", ".join(f"{place} {level}" for place, level in sorted(there))
+        raise ValueError(
+            f"attention: got {hook.kind} at level {hook.level} of {', '.join(hook.places)},"
+            f" expected cross or self at one of: {listed}"
+        )
+
+
+@torch.no_grad()
+def _replay(
+    model: StableDiffusion, inversion: Inversion, hook: _MapAverage, callback: Callback | None
+) -> None:
+    """Predict the conditional noise at each latent that the inversion visited."""
+    cond = model.encode_text([inversion.prompt])
+    schedule = model.schedule(inversion.steps)
+    latents = inversion.latents.to(model.device, model.state_dtype)
+    for i in range(schedule.steps):
+        t = schedule.timestep(i, latents)
+        controlled_noise(model.unet, latents[i : i + 1], t, cond, None, hook)
+        report(callback, i + 1, schedule.steps)

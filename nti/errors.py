@@ -1,0 +1,47 @@
+"""What can go wrong while a run is going on."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["Callback", "NotFiniteError", "Stopped", "check_finite", "report"]
+
+Callback = Callable[[int, int], object]
+"""Called with (steps done, steps in all) after every step. Returning True stops the run."""
+
+
+class NotFiniteError(ValueError):
+    """Values that are infinite or NaN, as after an overflow in half precision."""
+
+
+class Stopped(RuntimeError):
+    """A run that its callback has stopped."""
+
+    def __init__(self, done: int, total: int) -> None:
+        super().__init__(f"stopped by the callback after step {done} of {total}")
+        self.done, self.total = done, total
+
+
+def check_finite(values: Tensor, what: str, dtype: torch.dtype) -> None:
+    """Raise NotFiniteError unless all values are finite.
+
+    Args:
+        values: any shape.
+        what: what was computed, and at which step.
+        dtype: what the network that computed it computes in.
+
+    """
+    if not values.isfinite().all():
+        advice = (
+            "use bfloat16, which overflows later, or float32"
+            if dtype == torch.float16
+            else "look for extreme factors, guidance or inputs, or damaged weights"
+        )
+        raise NotFiniteError(f"{what}: got values that are not finite, in {dtype}: {advice}")
+
+
+def report(callback: Callback | None, done: int, total: int) -> None:
+    """Tell a callback that a step is done; raise Stopped if it returns True."""
+    if callback is not None and callback(done, total) is True:
+        raise Stopped(done, total)

@@ -1,0 +1,1 @@
+"""How a step runs: eagerly, compiled, or captured as CUDA graphs."""

@@ -1,0 +1,21 @@
+"""The steps as they are: PyTorch launches each op when it comes to it."""
+
+from functools import partial
+
+from nti.execution.steps import Steps
+from nti.networks.unet import UNet
+from nti.sampling.step import controlled_noise, guided_step, noise, null_text_iteration
+
+__all__ = ["eager_steps"]
+
+
+def eager_steps(unet: UNet) -> Steps:
+    """Return the steps of a network."""
+    eps = partial(noise, unet)
+    return Steps(
+        unet=unet,
+        noise=eps,
+        guided_step=partial(guided_step, eps),
+        controlled_noise=partial(controlled_noise, unet),
+        null_text_iteration=partial(null_text_iteration, eps),
+    )
