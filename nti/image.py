@@ -178,10 +178,11 @@ def paste_back(
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Bring any mode to RGB: 16-bit grey is scaled, transparency laid on white."""
+    """Bring any mode to RGB: 16-bit grey goes to the nearest of 8 bits, transparency on white."""
     if image.mode.startswith("I") or image.mode == "F":
-        depth = 255.0 if image.mode == "F" else 65535.0
-        image = image.convert("F").point(lambda v: v * (255.0 / depth)).convert("L")
+        scale = 1.0 if image.mode == "F" else 255.0 / 65535.0
+        # Pillow's conversion from F to L cuts, so half a level is added to round.
+        image = image.convert("F").point(lambda v: v * scale + 0.5).convert("L")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

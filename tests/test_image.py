@@ -69,11 +69,34 @@ def test_a_rotated_file_of_any_mode_is_turned_upright(tmp_path: Path, name: str)
     assert max(upright.getpixel((10, 5))) < 9 and min(upright.getpixel((10, 35))) > 246
 
 
-def test_16_bits_become_the_nearest_8(tmp_path: Path) -> None:
-    image = Image.new("I;16", (256, 2))
-    image.putdata([257 * value for value in range(256)] * 2)
-    image.save(tmp_path / "x.png")
-    assert open_image(tmp_path / "x.png").getchannel("G").tobytes()[:256] == bytes(range(256))
+def every_16_bits() -> Image.Image:
+    """All 65,536 values of 16-bit grey."""
+    image = Image.new("I;16", (256, 256))
+    image.putdata(range(65536))
+    return image
+
+
+@pytest.mark.parametrize("name", ["I;16", "I;16B", "I", "png", "tif"])
+def test_16_bits_become_the_nearest_8(tmp_path: Path, name: str) -> None:
+    image = every_16_bits()
+    if name.startswith("I"):
+        opened = open_image(image if name == "I;16" else image.convert("I").convert(name))
+    else:
+        image.save(tmp_path / f"x.{name}")
+        with Image.open(tmp_path / f"x.{name}") as saved:
+            assert saved.mode == "I;16"
+        opened = open_image(tmp_path / f"x.{name}")
+    nearest = bytes(round(value * 255 / 65535) for value in range(65536))
+    assert opened.mode == "RGB"
+    assert [band.tobytes() for band in opened.split()] == [nearest] * 3
+
+
+def test_floats_become_the_nearest_8_bits() -> None:
+    values = [-3.0, 0.0, 0.4, 0.6, 1.4, 1.6, 254.4, 254.6, 255.0, 300.0]
+    image = Image.new("F", (len(values), 1))
+    image.putdata(values)
+    expected = [0, 0, 0, 1, 1, 2, 254, 255, 255, 255]
+    assert list(open_image(image).getchannel("G").tobytes()) == expected
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "LA", "RGBA", "I;16", "I", "F"])
