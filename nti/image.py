@@ -180,13 +180,23 @@ def paste_back(
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Bring any mode to RGB: 16-bit grey goes to the nearest of 8 bits, transparency on white."""
     if image.mode.startswith("I") or image.mode == "F":
-        scale = 1.0 if image.mode == "F" else 255.0 / 65535.0
-        # Pillow's conversion from F to L cuts, so half a level is added to round.
-        image = image.convert("F").point(lambda v: v * scale + 0.5).convert("L")
+        image = _to_8_bits(image)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Bring 16-bit grey, or floats in 0..255, to L; to LA where one grey is transparent."""
+    scale = 1.0 if image.mode == "F" else 255.0 / 65535.0
+    # Pillow's conversion from F to L cuts, so half a level is added to round.
+    grey = image.convert("F").point(lambda v: v * scale + 0.5).convert("L")
+    transparent = grey.info.pop("transparency", None)
+    if transparent is not None:  # a grey of 16 bits, to which 256 others come near in 8
+        opaque = [255 * (value != transparent) for value in range(65536)]
+        grey.putalpha(image.convert("I").point(opaque, "L"))
+    return grey
 
 
 def _check(image: Tensor) -> Tensor:

@@ -99,6 +99,14 @@ def test_floats_become_the_nearest_8_bits() -> None:
     assert list(open_image(image).getchannel("G").tobytes()) == expected
 
 
+@pytest.mark.parametrize("key", [0, 5, 32896, 65535])
+def test_one_grey_of_16_bits_is_transparent(tmp_path: Path, key: int) -> None:
+    every_16_bits().save(tmp_path / "x.png", transparency=key)
+    expected = [round(value * 255 / 65535) for value in range(65536)]
+    expected[key] = 255
+    assert open_image(tmp_path / "x.png").getchannel("G").tobytes() == bytes(expected)
+
+
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "LA", "RGBA", "I;16", "I", "F"])
 def test_any_mode_becomes_rgb(mode: str) -> None:
     if mode == "I;16":
