@@ -261,7 +261,7 @@ def load_model(
         files,
         layouts(config),
         {name: parameter_shapes(network) for name, network in networks.items()},
-        dtype=dtype,
+        dtypes=dict.fromkeys(files, dtype),
         device=device,
         channels_last=("unet",),
     )
