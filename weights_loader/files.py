@@ -3,7 +3,7 @@ header of such a file says.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,22 +46,24 @@ def network_files(checkpoint: Path, vae: Path | None = None) -> dict[str, Path]:
 
     Args:
         checkpoint: a `.safetensors` file, or a directory in diffusers' layout.
-        vae: a file or directory whose autoencoder takes the place of the checkpoint's.
+        vae: a file or directory whose autoencoder takes the place of the checkpoint's, which is not
+            looked for.
 
     Raises:
         CheckpointError: something is missing or no safetensors file, or a directory whose scheduler
         says that the model does not predict the noise.
 
     """
-    files = _directory_files(checkpoint, FOLDERS) if checkpoint.is_dir() else {}
-    if not files:
-        files = dict.fromkeys(NETWORKS, checkpoint)
-    if vae is not None:
-        files["vae"] = _vae_file(vae) if vae.is_dir() else vae
-    return files
+    given = {} if vae is None else {"vae": _vae_file(vae) if vae.is_dir() else vae}
+    wanted = [network for network in NETWORKS if network not in given]
+    if checkpoint.is_dir():
+        found = _directory_files(checkpoint, wanted)
+    else:
+        found = dict.fromkeys(wanted, checkpoint)
+    return {network: (found | given)[network] for network in NETWORKS}
 
 
-def _directory_files(directory: Path, folders: Mapping[str, str]) -> dict[str, Path]:
+def _directory_files(directory: Path, networks: Sequence[str]) -> dict[str, Path]:
     if (directory / "text_encoder_2").is_dir():
         raise CheckpointError(
             f"{directory}: got Stable Diffusion XL (there is a text_encoder_2), expected"
@@ -75,7 +77,7 @@ def _directory_files(directory: Path, folders: Mapping[str, str]) -> dict[str, P
                 f"{directory}: got a model that predicts {prediction!r} by its scheduler's"
                 f" configuration, expected 'epsilon', the noise, as Stable Diffusion v1 does"
             )
-    return {network: _folder_file(directory / folder) for network, folder in folders.items()}
+    return {network: _folder_file(directory / FOLDERS[network]) for network in networks}
 
 
 def _vae_file(directory: Path) -> Path:

@@ -96,7 +96,7 @@ def read_networks(
     layouts: Mapping[str, Sequence[Layout]],
     shapes: Mapping[str, Shapes],
     *,
-    dtype: torch.dtype,
+    dtypes: Mapping[str, torch.dtype],
     device: torch.device,
     channels_last: Collection[str] = (),
 ) -> dict[str, dict[str, Tensor]]:
@@ -108,7 +108,7 @@ def read_networks(
         files: the file of each network.
         layouts: the spellings in which each network's keys may be found.
         shapes: what shape each parameter must have.
-        dtype: of the tensors returned.
+        dtypes: of each network's tensors.
         device: where they go.
         channels_last: the networks whose convolutions are laid out so.
 
@@ -127,6 +127,7 @@ def read_networks(
     bad = []
     for report in reports:
         assert report.layout is not None
+        dtype = dtypes[report.network]
         networks[report.network] = state = {}
         for keys, target, value in _values(report.path, report.layout):
             value = value.reshape(shapes[report.network][target])

@@ -2,6 +2,10 @@
 
 Prompt-to-Prompt (Hertz et al. 2022, arXiv 2208.01626, section 3.2) gives the edited prompt's tokens
 the source's attention: column j of M says whose token j receives, k_j = 1 leaves it its own.
+
+The target's end token receives the source's. CLIP's pads carry their position, so a pad of the
+target receives the source's pad at the same position. Where the source has a word or its end token
+there, the pad keeps its own attention.
 """
 
 import logging
@@ -122,11 +126,12 @@ def align(mode: str, source: TokenizedPrompt, target: TokenizedPrompt) -> Alignm
 
 
 def align_replace(source: TokenizedPrompt, target: TokenizedPrompt) -> Alignment:
-    """Map the i-th source word to the i-th target word, and punctuation and pads in order.
+    """Map the i-th source word to the i-th target word, punctuation in order, pads by position.
 
     A word of as many tokens as before is mapped one to one; otherwise each of its source tokens
-    gives 1/n to the n target tokens. Every source row sums to 1, except those of padding that falls
-    off the end. ValueError if the prompts have different numbers of words.
+    gives 1/n to the n target tokens. Every source row sums to 1, except those of pads where the
+    target has a word or its end token: they are 0. ValueError if the prompts have different numbers
+    of words.
     """
     ours, theirs = words_of(source), words_of(target)
     if len(ours) != len(theirs):
@@ -153,7 +158,7 @@ def align_replace(source: TokenizedPrompt, target: TokenizedPrompt) -> Alignment
 
 
 def align_refine(source: TokenizedPrompt, target: TokenizedPrompt) -> Alignment:
-    """Map the tokens that both prompts share, in order, and the pads in order; the rest is own.
+    """Map the tokens that both prompts share, in order, and pads by position; the rest is own.
 
     The shared tokens come from a global alignment (Needleman and Wunsch 1970) of the ids from BOS
     to the first EOT.
@@ -203,11 +208,13 @@ def _gaps(prompt: TokenizedPrompt, words: Sequence[Word]) -> list[range]:
 def _with_pads(
     mapping: Tensor, source: TokenizedPrompt, target: TokenizedPrompt, mode: Mode
 ) -> Alignment:
-    """Map the n-th pad to the n-th pad, and leave every target token without a source its own."""
-    for row, column in zip(
-        range(source.end, len(source.ids)), range(target.end, len(target.ids)), strict=False
-    ):
-        mapping[row, column] = 1.0
+    """Map the end token to the end token and what is a pad in both prompts to itself.
+
+    Every target token without a source keeps its own attention.
+    """
+    mapping[source.end, target.end] = 1.0
+    pads = range(max(source.end, target.end) + 1, len(source.ids))
+    mapping[pads, pads] = 1.0
     return Alignment(mapping, (mapping.sum(0) == 0).double(), mode)
 
 

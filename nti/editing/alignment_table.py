@@ -30,7 +30,9 @@ def describe(alignment: Alignment, source: TokenizedPrompt, target: TokenizedPro
         lines.append(f"{_label(target, column):<20} <- {' + '.join(parts) or 'nothing'}")
     own = int(alignment.own[target.end + 1 :].sum())
     padding = len(target.ids) - target.end - 1
-    lines.append(f"{padding} more pads: {padding - own} from the source, {own} own")
+    lines.append(
+        f"{padding} more pads: {padding - own} from their position in the source, {own} own"
+    )
     unused = [r for r in range(source.end) if not alignment.mapping[r].any()]
     if unused:
         lines.append("unused: " + ", ".join(_label(source, row) for row in unused))

@@ -69,17 +69,18 @@ def entries(alignment, rows, columns):
     return {(i, j): block[i, j].item() for i, j in block.nonzero().tolist()}
 
 
-def assert_pads_follow_each_other(alignment, source, target):
-    shared = 77 - max(source.end, target.end)
-    for n in range(77 - target.end):
-        column = alignment.mapping[:, target.end + n]
-        if n < shared:
-            assert column.nonzero().flatten().tolist() == [source.end + n]
-            assert column.sum() == 1
+def assert_pads_read_their_own_position(alignment, source, target):
+    """The end token reads the end token; a pad reads what is a pad in both prompts."""
+    assert alignment.mapping[:, target.end].nonzero().flatten().tolist() == [source.end]
+    assert alignment.mapping[source.end, target.end] == 1
+    for position in range(target.end + 1, 77):
+        column = alignment.mapping[:, position]
+        if position > source.end:
+            assert column.nonzero().flatten().tolist() == [position]
+            assert column.sum() == 1 and alignment.own[position] == 0
         else:
-            assert alignment.own[target.end + n] == 1
-    for n in range(shared, 77 - source.end):
-        assert not alignment.mapping[source.end + n].any()
+            assert not column.any() and alignment.own[position] == 1
+    assert not alignment.mapping[source.end + 1 : target.end + 1].any()
 
 
 # Words
@@ -210,7 +211,7 @@ def test_replacement_maps_word_to_word(encode, source, target, expected):
     alignment = align_replace(source, target)
     assert alignment.mode == "replace"
     assert entries(alignment, source.end, target.end) == {(0, 0): 1, (1, 1): 1} | expected
-    assert_pads_follow_each_other(alignment, source, target)
+    assert_pads_read_their_own_position(alignment, source, target)
 
 
 def test_a_leading_mark_that_is_lost_goes_to_the_beginning(encode):
@@ -235,10 +236,10 @@ def test_replacement_refuses_another_number_of_words(encode):
 def test_every_source_row_of_a_replacement_sums_to_one(encode, prompts):
     source, target = map(encode, prompts)
     mapping = align_replace(source, target).mapping
-    placed = 77 - max(0, target.end - source.end)  # later rows are pads that fall past the end
+    expected = torch.ones(77, dtype=torch.float64)
+    expected[source.end + 1 : target.end + 1] = 0.0  # pads where the target has words or its end
     assert mapping.dtype == torch.float64
-    torch.testing.assert_close(mapping[:placed].sum(1), torch.ones(placed, dtype=torch.float64))
-    assert not mapping[placed:].any()
+    torch.testing.assert_close(mapping.sum(1), expected)
 
 
 @quick
@@ -258,7 +259,7 @@ def test_each_word_as_people_type_it_gives_all_its_attention_to_its_counterpart(
     )
 
 
-def test_a_swap_late_in_a_full_prompt_pushes_pads_not_words_past_the_end(encode):
+def test_a_swap_late_in_a_full_prompt_costs_a_pad_and_no_word(encode):
     """75 tokens to 75: nothing is cut. One token more, and what is cut is said."""
     source, target = encode("cat " * 73 + "armadillo"), encode("cat " * 73 + "unicycle")
     assert source.end == target.end == 76
@@ -301,7 +302,7 @@ def test_refinement_maps_the_shared_tokens_in_order(encode, source, target, pair
     expected = dict.fromkeys([(0, 0), *pairs], 1)
     assert entries(alignment, source.end, target.end) == expected
     assert alignment.own[: target.end].nonzero().flatten().tolist() == own
-    assert_pads_follow_each_other(alignment, source, target)
+    assert_pads_read_their_own_position(alignment, source, target)
 
 
 @quick
@@ -314,6 +315,68 @@ def test_refinement_maps_only_equal_tokens_and_keeps_their_order(encode, prompts
     rows, columns = zip(*mapped, strict=True)
     assert len(set(rows)) == len(set(columns)) == len(mapped)
     assert list(columns) == sorted(columns)
+
+
+def published_refinement(source, target, length=77):
+    """Return the published mapper as it is: for each target position a source position, or None."""
+    score = [[0] * (len(target) + 1) for _ in range(len(source) + 1)]
+    came_from = [["left"] * (len(target) + 1)] + [
+        ["up"] + [""] * len(target) for _ in range(len(source))
+    ]
+    for i in range(1, len(source) + 1):
+        for j in range(1, len(target) + 1):
+            left, up = score[i][j - 1], score[i - 1][j]
+            diagonal = score[i - 1][j - 1] + (1 if source[i - 1] == target[j - 1] else -1)
+            score[i][j] = best = max(left, up, diagonal)
+            came_from[i][j] = "left" if best == left else "up" if best == up else "diagonal"
+    i, j = len(source), len(target)
+    reads = {}
+    while (i, j) != (0, 0):
+        move = came_from[i][j]
+        i, j = i - (move != "left"), j - (move != "up")
+        if move != "up":
+            reads[j] = i if move == "diagonal" else None
+    return [reads[j] if j < len(target) else j for j in range(length)]
+
+
+def assert_published_but_for_pads_that_read_words(source, target):
+    alignment = align_refine(source, target)
+    published = published_refinement(
+        source.ids[: source.end + 1], target.ids[: target.end + 1], len(target.ids)
+    )
+    differing = set()
+    for column, row in enumerate(published):
+        expected = torch.zeros(77, dtype=torch.float64)
+        if row is not None:
+            expected[row] = 1.0
+        alike = torch.equal(alignment.mapping[:, column], expected)
+        if not alike or alignment.own[column] != (row is None):
+            differing.add(column)
+    assert differing == set(range(target.end + 1, source.end + 1))
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        pytest.param("a cat", "a silver cat", id="one-word"),
+        pytest.param("a cat", "watercolor painting of a cat", id="words-ahead"),
+        pytest.param("a cat", "a cat, sitting on a mat", id="words-behind"),
+        pytest.param("a cat ran", "a capybara and a cat ran by", id="words-of-several-tokens"),
+        pytest.param("a cat ran", "a dog ran", id="a-swap"),
+        pytest.param("", "a cat", id="from-empty"),
+        pytest.param("a capybara ran", "a silver cat ran", id="longer-in-words-shorter-in-tokens"),
+        pytest.param("a big silver cat", "a cat", id="words-removed"),
+        pytest.param("a cat", "", id="to-empty"),
+    ],
+)
+def test_refinement_is_the_published_one_unless_its_pads_read_words(encode, source, target):
+    assert_published_but_for_pads_that_read_words(encode(source), encode(target))
+
+
+@quick
+@given(pairs())
+def test_refinement_is_the_published_one_unless_its_pads_read_words_for_any(encode, prompts):
+    assert_published_but_for_pads_that_read_words(*map(encode, prompts))
 
 
 # Both
@@ -330,7 +393,7 @@ def test_what_keeps_its_own_attention_receives_none(encode, prompts):
         assert set(alignment.own.tolist()) <= {0.0, 1.0}
         assert not received[alignment.own == 1].any()
         assert (received[alignment.own == 0] > 0).all()
-        assert_pads_follow_each_other(alignment, source, target)
+        assert_pads_read_their_own_position(alignment, source, target)
 
 
 @ALIGNERS
@@ -354,7 +417,7 @@ def test_equal_prompts_give_the_identity_with_repeated_words(encode, align, prom
 
 
 @ALIGNERS
-def test_a_full_prompt_has_one_pad_that_receives_the_first(encode, align):
+def test_a_full_prompt_without_pads_gives_the_identity(encode, align):
     with pytest.warns(UserWarning):
         full = encode("cat " * 80)
     alignment = align(full, full)

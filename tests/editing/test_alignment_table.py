@@ -32,12 +32,12 @@ def test_the_description_shows_who_receives_whose_attention(encode):
         "4 big <- 4 big",
         "5 ! <- own",
         "6 <end> <- 5 <end>",
-        "70 more pads: 70 from the source, 0 own",
+        "70 more pads: 70 from their position in the source, 0 own",
     ]  # fmt: skip
 
 
 def test_the_description_names_what_is_no_longer_used(encode):
     source, target = encode("a big cat"), encode("a cat")
     text = describe(align_refine(source, target), source, target)
-    assert "73 more pads: 72 from the source, 1 own" in text
+    assert "73 more pads: 72 from their position in the source, 1 own" in text
     assert text.endswith("unused: 2 big")

@@ -108,6 +108,36 @@ def test_the_autoencoder_of_a_directory_over_a_file(small: StableDiffusion, tmp_
         assert_same(nti.load_model(base, vae=vae, device="cpu"), small)
 
 
+@pytest.mark.parametrize("given", ["file", "folder", "directory"])
+@pytest.mark.parametrize("left", ["nothing", "empty-folder", "pickle", "cut-short"])
+def test_an_autoencoder_that_is_replaced_is_not_looked_for(
+    small: StableDiffusion, tmp_path: Path, left: str, given: str
+) -> None:
+    base, other = directory(small, tmp_path / "x"), directory(small, tmp_path / "other")
+    weights = base / "vae" / "diffusion_pytorch_model.safetensors"
+    if left == "cut-short":
+        weights.write_bytes(weights.read_bytes()[:100])
+    else:
+        weights.unlink()
+    if left == "pickle":
+        weights.with_suffix(".bin").write_bytes(b"\x80")
+    elif left == "nothing":
+        weights.parent.rmdir()
+    with pytest.raises(CheckpointError, match="vae"):
+        nti.load_model(base, device="cpu")
+    vae = {"file": other / "vae" / weights.name, "folder": other / "vae", "directory": other}[given]
+    assert_same(nti.load_model(base, vae=vae, device="cpu"), small)
+
+
+def test_the_other_networks_of_a_directory_are_still_looked_for(
+    small: StableDiffusion, tmp_path: Path
+) -> None:
+    base, other = directory(small, tmp_path / "x"), directory(small, tmp_path / "other")
+    (base / "text_encoder" / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="text_encoder: got nothing"):
+        nti.load_model(base, vae=other, device="cpu")
+
+
 def test_what_trainers_leave_behind_is_ignored(small: StableDiffusion, tmp_path: Path) -> None:
     text = "cond_stage_model.transformer.text_model."
     extra = {

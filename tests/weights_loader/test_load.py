@@ -7,7 +7,14 @@ from nti.weights_loader import CheckpointError, read_metadata, read_networks
 from safetensors.torch import load_file, save_file
 
 import nti
-from nti.model import CONFIG_KEY, embedded_checkpoint
+from nti.model import (
+    CONFIG_KEY,
+    embedded_checkpoint,
+    layouts,
+    locate,
+    parameter_shapes,
+    skeletons,
+)
 
 WEIGHT = "model.diffusion_model.out.2.weight"
 
@@ -113,6 +120,35 @@ def test_convolutions_are_read_into_the_layout_that_they_run_in(
     unet = nti.load_model(device="cpu").unet
     assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     assert {parameter.data_ptr() for parameter in unet.parameters()} == pointers
+
+
+def read(path: Path, dtypes: dict[str, torch.dtype]) -> dict[str, dict[str, torch.Tensor]]:
+    """Read the networks of a checkpoint of the embedded model, each in its dtype."""
+    files, config = locate(path)
+    shapes = {name: parameter_shapes(network) for name, network in skeletons(config).items()}
+    cpu = torch.device("cpu")
+    return read_networks(files, layouts(config), shapes, dtypes=dtypes, device=cpu)
+
+
+def test_each_network_is_read_in_its_own_dtype() -> None:
+    dtypes = {"unet": torch.float16, "vae": torch.float32, "text": torch.bfloat16}
+    networks = read(embedded_checkpoint(), dtypes)
+    held = {name: {value.dtype for value in state.values()} for name, state in networks.items()}
+    assert held == {name: {dtype} for name, dtype in dtypes.items()}
+    prefix = "first_stage_model."
+    weight = load_file(embedded_checkpoint())[f"{prefix}decoder.conv_in.weight"]
+    assert torch.equal(networks["vae"]["decoder.conv_in.weight"], weight.float())
+
+
+def test_a_value_must_fit_the_dtype_of_its_own_network(tmp_path: Path) -> None:
+    key = "first_stage_model.decoder.conv_in.bias"
+    like = load_file(embedded_checkpoint())[key]
+    path = changed(tmp_path / "x.safetensors", {key: torch.full(like.shape, 1e6)})
+    dtypes = dict.fromkeys(("unet", "vae", "text"), torch.float16)
+    networks = read(path, dtypes | {"vae": torch.float32})
+    assert (networks["vae"]["decoder.conv_in.bias"] == 1e6).all()
+    with pytest.raises(CheckpointError, match=f"{key}: .* too large for torch.float16"):
+        read(path, dtypes | {"unet": torch.float32})
 
 
 def test_an_unknown_backend_is_refused() -> None:
