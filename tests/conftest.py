@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from nti.kernels import linear_onednn
 
 from nti import Inversion, StableDiffusion, invert, load_model
-from nti.networks import frozen as frozen_layers
 from tiny import make_model
 from tolerances import MEASURED
 
@@ -53,4 +53,4 @@ def embedded() -> StableDiffusion:
 @pytest.fixture
 def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers too small to be worth oneDNN take its path all the same."""
-    monkeypatch.setattr(frozen_layers, "WORTH", 0)
+    monkeypatch.setattr(linear_onednn, "WORTH", 0)

@@ -14,7 +14,7 @@ from PIL import Image
 import nti
 from nti import Inversion, StableDiffusion
 from nti.inversion.invert import Size
-from nti.networks.control import AttentionCapture, AttentionControl
+from nti.networks.control import AttentionControl, Fold, MapCollector
 from tiny import TINY, make_model
 from tolerances import assert_close
 
@@ -130,28 +130,27 @@ def test_injection_and_word_maps_go_by_level_at_any_size(deep: StableDiffusion) 
     latent = torch.randn(2, 4, 16, 24, generator=torch.Generator().manual_seed(0)).double()
     words = torch.zeros(2, 77, 1, dtype=torch.float64)
     words[:, 2] = 1.0
-    control = AttentionControl(
+    fold = Fold(
         source_rows=torch.tensor([0]),
         source_mix=torch.zeros(1, 77, 77, dtype=torch.float64),
         own_mix=torch.ones(1, 77, dtype=torch.float64),
-        self_rows=torch.tensor([0, 0]),
-        words=words,
     )
-    capture = AttentionCapture()
+    control = AttentionControl(fold, self_rows=torch.tensor([0, 0]), words=words)
+    capture = MapCollector()
     cond = deep.encode_text([PROMPT, TIGER])
-    _, maps = deep.predict_noise_controlled(latent, 500, cond, control, capture)
+    _, maps = deep.steps.controlled_noise(latent, 500, cond, control, capture)
     sites = {"self": 0, "cross": 0}
     wanted = []
     for found in capture.maps:
-        shape = (16 >> found.level, 24 >> found.level)
-        assert found.probabilities.shape[2:4] == shape
-        sites[found.kind] += 1
-        if found.kind == "self":
-            assert found.probabilities.shape[4] == math.prod(shape)
+        shape = (16 >> found.site.level, 24 >> found.site.level)
+        assert found.probabilities.shape[2] == math.prod(shape)
+        sites[found.site.kind] += 1
+        if found.site.kind == "self":
+            assert found.probabilities.shape[3] == math.prod(shape)
             source, edited = found.probabilities
-            assert torch.equal(source, edited) == (found.level >= 1)
-        elif found.level == 2:
-            wanted.append(found.probabilities[..., 2].mean(dim=1))
+            assert torch.equal(source, edited) == (found.site.level >= 1)
+        elif found.site.level == 2:
+            wanted.append(found.probabilities[..., 2].mean(dim=1).unflatten(1, shape))
     assert sites == {"self": 16, "cross": 16} and len(wanted) == 5
     assert maps is not None and maps.shape == (2, 1, 4, 6)
     assert_close(maps[:, 0], torch.stack(wanted).mean(dim=0))

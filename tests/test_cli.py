@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image, ImageOps
+from safetensors.torch import load_file
 
-from nti import Inversion, StableDiffusion
+from nti import EditPlan, Inversion
 from nti.cli import main
 from nti.demo import sample_captions, sample_image
+from nti.inversion.null_text import Rule
 
 CAPTION = "a purple circle on snow"
 FEW = ["--steps", "4", "--device", "cpu"]
@@ -112,6 +114,10 @@ def test_the_own_size_is_rounded_to_what_the_model_takes(photograph: Path, tmp_p
         (["--reweight", "a=2", "--reweight", "b=-1"], {"reweight": {"a": 2.0, "b": -1.0}}),
         (["--no-replay"], {"replay": False}),
         (["--guidance", "2"], {"guidance_scale": 2.0}),
+        (["--blend-start", "0.4"], {"blend_start": 0.4}),
+        (["--blend-threshold", "0.5"], {"blend_threshold": 0.5}),
+        (["--negative-prompt", "snow"], {"negative_prompt": "snow"}),
+        (["--start", "2"], {"start": 2}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -125,18 +131,25 @@ def test_each_option_of_edit_reaches_the_algorithm(
     import nti.editing.prompt_to_prompt as p2p
 
     calls: list[dict[str, object]] = []
-    plain = p2p.edit
+    create, plain = EditPlan.create, p2p.edit_latents
 
-    def recorded(*arguments: object, **settings: object) -> p2p.EditResult:
+    def planned(tokenizer: object, source: str, prompts: object, **settings: object) -> EditPlan:
         calls.append(settings)
-        return plain(*arguments, mode="replace")
+        return create(tokenizer, source, prompts, steps=4)
 
-    monkeypatch.setattr(p2p, "edit", recorded)
+    def edited(model: object, inversion: object, plan: object, **settings: object) -> object:
+        calls.append({k: v for k, v in settings.items() if k != "callback"})
+        return plain(model, inversion, plan)
+
+    monkeypatch.setattr(EditPlan, "create", planned)
+    monkeypatch.setattr(p2p, "edit_latents", edited)
     prompt = ["--prompt", "a green circle on snow", "-o", str(tmp_path / "e.png")]
     assert main(["edit", str(saved), *prompt, *options]) == 0
     defaults = {"mode": "auto", "cross_replace": 0.8, "self_replace": 0.5, "replay": True}
-    absent = dict.fromkeys(("blend", "subtract", "reweight", "guidance_scale"))
-    assert calls == [{**absent, **defaults, "progress": True, **expected}]
+    defaults |= {"blend_start": 0.2, "blend_threshold": 0.3, "start": 0, "steps": 4}
+    absent = ("blend", "subtract", "reweight", "guidance_scale", "negative_prompt")
+    assert len(calls) == 2
+    assert calls[0] | calls[1] == {**dict.fromkeys(absent), **defaults, **expected}
     assert size_of(tmp_path / "e.png") == (128, 128)
 
 
@@ -152,7 +165,7 @@ def test_several_prompts_are_numbered(
 def test_align_prints_the_tokens_and_who_receives_whose_attention(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("nti.cli._load", lambda options: pytest.fail("a checkpoint was loaded"))
+    monkeypatch.setattr("nti.model.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     prompts = ["A  Cat, next to a mirror frame", "a capybara, next to a mirror frame"]
     assert main(["align", *prompts]) == 0
     said = capsys.readouterr().out
@@ -171,11 +184,24 @@ def test_align_says_what_an_over_long_prompt_loses(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err.splitlines() == [warning]
 
 
-@pytest.mark.parametrize("words", [[], ["--words"]], ids=["tokens", "words"])
-def test_attention_draws_a_labelled_grid(saved: Path, tmp_path: Path, words: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("options", "cells"),
+    [
+        ([], (6, 2)),  # the image and seven tokens
+        (["--words"], (6, 1)),
+        (["--words", "--prompt", "a green circle on snow"], (6, 2)),
+        (["--words", "--level", "2", "--place", "middle"], (6, 1)),
+        (["--components", "3"], (4, 1)),
+    ],
+    ids=["tokens", "words", "edit", "middle", "components"],
+)
+def test_attention_draws_a_labelled_grid(
+    saved: Path, tmp_path: Path, options: list[str], cells: tuple[int, int]
+) -> None:
     out = tmp_path / "a.png"
-    assert main(["attention", str(saved), *words, "-o", str(out)]) == 0
-    assert size_of(out)[0] > 128
+    assert main(["attention", str(saved), *options, "-o", str(out)]) == 0
+    width, height = size_of(out)
+    assert width == 10 + cells[0] * 170 and height // 200 == cells[1]
 
 
 def test_inspect_describes_inversions_and_checkpoints(
@@ -222,10 +248,36 @@ def test_a_word_outside_the_world_is_warned_of(
         (["reconstruct", "{saved}", "--device", "warp", "-o", "{o}"], "warp"),
         (["reconstruct", "{saved}", "--backend", "b", "-o", "{o}"], "backend: got 'b'"),
         (["reconstruct", "{saved}", "--memory", "m", "-o", "{o}"], "memory: got 'm'"),
+        (["reconstruct", "{saved}", "--execution", "e", "-o", "{o}"], "execution: got 'e'"),
         (
-            ["reconstruct", "{saved}", "--device", "cpu", "--cuda-graph", "-o", "{o}"],
-            "backend: got 'cuda-graph' on cpu",
+            ["reconstruct", "{saved}", "--device", "cpu", "--execution", "cuda-graph", "-o", "{o}"],
+            "execution: got 'cuda-graph' on cpu",
         ),
+        (["invert", "{image}", "--prompt", "a", "--noise-at", "n", "-o", "{o}"], "noise_at: got"),
+        (["invert", "{image}", "--prompt", "a", "--early-stop", "x", "-o", "{o}"], "--early-stop"),
+        (["edit", "{saved}", "--prompt", "a", "--start", "4", "-o", "{o}"], "start: got 4"),
+        (
+            [
+                "edit",
+                "{saved}",
+                "--prompt",
+                "a circle on snow",
+                "--blend",
+                "circle",
+                "--blend-threshold",
+                "1",
+                "-o",
+                "{o}",
+            ],
+            "blend_threshold: got 1.0",
+        ),
+        (
+            ["attention", "{saved}", "--level", "9", "--place", "up", "-o", "{o}"],
+            "attention: got cross at level 9 of up, expected cross or self at one of",
+        ),
+        (["attention", "{saved}", "--components", "999", "-o", "{o}"], "999 components"),
+        (["generate", "a", "--size", "100", "-o", "{o}"], "size: got 100x100, expected multiples"),
+        (["generate", "a", "--size", "native", "-o", "{o}"], "--size: got 'native'"),
         (["reconstruct", "{saved}", "--checkpoint", "{image}", "-o", "{o}"], "not a safetensors"),
         (["reconstruct", "{saved}", "-o", "{folder}"], "--output: got the directory"),
         (["reconstruct", "{saved}", "-o", "{folder}/o.xyz"], "expected a name that ends in .png"),
@@ -262,21 +314,57 @@ def test_errors_are_one_line_and_exit_code_2(
 
 
 @pytest.mark.parametrize(
-    ("flags", "expected"), [([], True), (["--no-cuda-graph"], False)], ids=["default", "no"]
+    ("options", "expected"),
+    [
+        ([], {"noise_at": "target", "learning_rate": 0.005, "threshold": 1.01e-3}),
+        (["--noise-at", "current"], {"noise_at": "current"}),
+        (["--learning-rate", "0.02"], {"learning_rate": 0.02}),
+        (["--early-stop", "0"], {"threshold": 0.0}),
+    ],
+    ids=["published", "noise-at", "learning-rate", "early-stop"],
 )
-def test_an_inversion_may_record_its_steps_unless_told_not_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], expected: bool
+def test_each_rule_of_invert_reaches_the_algorithm(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    expected: dict[str, object],
 ) -> None:
-    given = []
+    given: list[dict[str, object]] = []
 
-    def invert(model: StableDiffusion, *_: object, **__: object) -> Inversion:
-        given.append(model.cuda_graph)
+    def invert(
+        *_: object, learning_rate: Rule, threshold: Rule, noise_at: str, **__: object
+    ) -> None:
+        rules = {"learning_rate": learning_rate(50, 50), "threshold": threshold(50, 50)}
+        given.append({"noise_at": noise_at, **rules})
         raise ValueError("enough")
 
     monkeypatch.setattr("nti.inversion.invert.invert", invert)
-    arguments = ["invert", "x.png", "--prompt", "a", *flags, "-o", str(tmp_path / "x")]
+    arguments = ["invert", "x.png", "--prompt", "a", *options, "-o", str(tmp_path / "x")]
     assert main(arguments) == 2
-    assert given == [expected]
+    for name, value in expected.items():
+        assert given[0][name] == (pytest.approx(value) if name != "noise_at" else value)
+
+
+def test_a_generated_picture_is_edited_like_an_inverted_one(tmp_path: Path) -> None:
+    made, picture, edited = (str(tmp_path / name) for name in ("g", "g.png", "e.png"))
+    prompt = ["generate", "a red star on grass", "--seed", "3", "--image", picture]
+    assert main([*prompt, *FEW, "-o", made]) == 0
+    assert Inversion.load(Path(made)).method == "generated"
+    again = str(tmp_path / "again.png")
+    assert main(["reconstruct", made, "--device", "cpu", "-o", again]) == 0
+    with Image.open(picture) as first, Image.open(again) as second:
+        assert first.size == (128, 128) and first.tobytes() == second.tobytes()
+    assert main(["edit", made, "--prompt", "a blue star on grass", "-o", edited]) == 0
+    with Image.open(picture) as first, Image.open(edited) as second:
+        assert first.tobytes() != second.tobytes()
+
+
+def test_an_edit_may_be_left_as_latents(saved: Path, tmp_path: Path) -> None:
+    out = tmp_path / "e.safetensors"
+    prompts = ["--prompt", "a green circle on snow", "--prompt", "a red circle on snow"]
+    assert main(["edit", str(saved), *prompts, "-o", str(out)]) == 0
+    assert load_file(out)["latents"].shape == (2, 4, 16, 16)
+    assert [p.name for p in tmp_path.iterdir()] == ["e.safetensors"]
 
 
 @pytest.mark.parametrize(
@@ -286,7 +374,7 @@ def test_an_inversion_may_record_its_steps_unless_told_not_to(
         ["nonsense"],
         ["invert"],
         ["invert", "x", "--steps", "x"],
-        ["demo", "-o", "x", "--compile", "--no-cuda-graph"],
+        ["generate"],
     ],
 )
 def test_a_wrong_call_is_one_line_and_exit_code_2(
@@ -302,10 +390,10 @@ def test_a_wrong_call_is_one_line_and_exit_code_2(
 def test_an_interrupted_run_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupt(options: object) -> None:
+    def interrupt(path: Path) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nti.cli._inspect", interrupt)
+    monkeypatch.setattr("nti.inspection.describe_file", interrupt)
     assert main(["inspect", "x"]) == 130
     assert capsys.readouterr().err == "nti: interrupted\n"
 

@@ -10,17 +10,15 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 ROOMS = (
-    ("nti.config", "nti.vjp"),
+    ("nti.config", "nti.vjp", "nti.errors"),
     ("nti.networks",),
     ("nti.sampling",),
+    ("nti.execution",),
     ("nti.model", "nti.image"),
-    ("nti.sheet",),
-    ("nti.cuda_graph",),
-    ("nti.compilation",),
+    ("nti.contact_sheet",),
     ("nti.inversion",),
     ("nti.editing",),
     ("nti.inspection", "nti.demo"),
-    ("nti.option_values",),
     ("nti.cli",),
     ("nti", "nti.__main__"),
 )

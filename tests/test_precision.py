@@ -6,7 +6,8 @@ import torch
 from nti import Inversion, StableDiffusion, edit, invert, load_model, reconstruct
 from nti.demo import psnr, sample_captions, sample_image
 from nti.image import load_image
-from nti.inversion.record import TENSORS
+from nti.inversion.inversion import TENSORS
+from nti.sampling.step import AdamState, IterationInputs
 from tiny import make_model
 
 PROMPT, TIGER = "a cat sitting next to a mirror", "a tiger sitting next to a mirror"
@@ -60,28 +61,26 @@ def test_a_float64_model_is_float64_throughout(model: StableDiffusion) -> None:
 
 def test_a_gradient_too_small_for_half_precision_still_arrives() -> None:
     """A cotangent of 1e-8 is zero in float16; normalised it is not."""
-    from nti.sampling.step import AdamState, null_text_iteration
-
     model = make_model(dtype=torch.float16)
     g = torch.Generator().manual_seed(0)
     latent = torch.randn(1, 4, 8, 8, generator=g)
     uncond, cond = model.encode_text([""]), model.encode_text([PROMPT])
 
-    def predict(embedding: torch.Tensor) -> torch.Tensor:
-        return model.predict_noise(latent, 981, embedding)
-
-    step = model.schedule(50).coefficients(0)
-    arrived = step.latent.float() * latent + step.eps.float() * predict(uncond)
-    _, adam, loss = null_text_iteration(
-        predict,
-        uncond,
-        AdamState.fresh(uncond),
-        latent,
-        predict(cond),
-        arrived + 1e-4,
-        step,
-        1.0 + 1e-3,
-        1e-2,
-        torch.tensor([True]),
+    schedule = model.schedule(50)
+    t, step = schedule.timestep(0, latent), schedule.coefficients(0).to(latent)
+    arrived = step.latent * latent + step.eps * model.steps.noise(latent, t, uncond)
+    made = model.steps.null_text_iteration(
+        IterationInputs(
+            uncond=uncond,
+            adam=AdamState.fresh(uncond),
+            active=torch.tensor([True]),
+            latent=latent,
+            timestep=t,
+            eps_cond=model.steps.noise(latent, t, cond),
+            target=arrived + 1e-4,
+            coefficients=step,
+            guidance_scale=torch.tensor(1.0 + 1e-3),
+            learning_rate=torch.tensor(1e-2),
+        )
     )
-    assert loss.item() > 0 and adam.mean.abs().max() > 0
+    assert made.losses.item() > 0 and made.adam.mean.abs().max() > 0

@@ -49,16 +49,24 @@ SD_LIKE = dataclasses.replace(
 """As many levels and blocks as SD v1."""
 
 
-def make_model(config: ModelConfig = TINY, dtype: torch.dtype = torch.float64) -> StableDiffusion:
-    """Random weights, the same in every run; attention differs between tokens."""
+def make_model(
+    config: ModelConfig = TINY,
+    dtype: torch.dtype = torch.float64,
+    *,
+    backend: str = "reference",
+    recompute: bool = False,
+) -> StableDiffusion:
+    """Random weights, the same in every run, frozen; attention differs between tokens."""
     torch.manual_seed(0)
-    networks = UNet(config.unet), VAE(config.vae), TextEncoder(config.text)
+    unet = UNet(config.unet, backend=backend, recompute=recompute)
+    networks = unet, VAE(config.vae), TextEncoder(config.text)
     for network in networks:
         for name, parameter in network.named_parameters():
             if "norm" not in name and "ln_" not in name:
                 fan_in = parameter[0].numel() if parameter.ndim > 1 else 100
                 torch.nn.init.normal_(parameter, std=fan_in**-0.5)
-        network.to(dtype)
+        network.to(dtype).requires_grad_(False).eval()
     torch.nn.init.normal_(networks[2].tower.token_embedding.weight)
     unet, vae, text = networks
+    unet.to(memory_format=torch.channels_last)
     return StableDiffusion(config, unet, vae, text, Tokenizer())

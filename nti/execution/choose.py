@@ -98,10 +98,9 @@ def graph_failure(backend: str, device: torch.device, dtype: torch.dtype, captur
         The error or the exception met, empty where nothing is wrong; remembered for the process.
 
     """
-    torch_state = torch.random.get_rng_state()
-    torch.manual_seed(0)
-    unet = UNet(PROBE, backend=backend).requires_grad_(False)
-    torch.random.set_rng_state(torch_state)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        unet = UNet(PROBE, backend=backend).requires_grad_(False)
     unet = unet.to(device, dtype, memory_format=torch.channels_last)
     eager = eager_steps(unet)
     captured = captured_steps(eager, capture=capture)

@@ -36,7 +36,10 @@ class InversionFileError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Inversion:
-    """An inverted image, or a generated one; arrays in sampling order: index 0 is z_T, timestep 981 of 50 steps."""
+    """An inverted image, or a generated one; arrays in sampling order.
+
+    Index 0 is z_T, timestep 981 of 50 steps.
+    """
 
     prompt: str
     """The source prompt P."""
@@ -75,7 +78,7 @@ class Inversion:
         return self.uncond.shape[0]
 
     def save(self, path: str | Path) -> None:
-        """Write the inversion to `path`, whole or not at all, making its folder if there is none."""
+        """Write the inversion to `path`, whole or not at all, and make its folder."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         header = {name: getattr(self, name) for name in WORDS}

@@ -1,4 +1,4 @@
-"""`invert`: an image and its caption to an `Inversion`; and the same for many, and from a latent."""
+"""`invert`: an image and its caption to an `Inversion`; the same for many, and from a latent."""
 
 import math
 from collections.abc import Sequence

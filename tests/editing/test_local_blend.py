@@ -99,5 +99,30 @@ def test_masks_unite_edit_and_source_and_lose_the_subtracted() -> None:
     assert mask[0].sum() == 35 and not mask[0, 4, 4]
 
 
+def blend_of_nothing(**settings: float) -> LocalBlend:
+    flags = torch.tensor([True])
+    return LocalBlend(torch.zeros(2, 77, 2), flags, flags, **settings)
+
+
 def test_the_first_blended_step_of_50_is_the_eleventh() -> None:
-    assert LocalBlend.starts(50) == 10
+    assert blend_of_nothing().first_step(50) == 10
+    assert blend_of_nothing(start=0.5).first_step(50) == 25
+
+
+def test_a_higher_threshold_keeps_less() -> None:
+    maps = torch.linspace(0, 1, 36).view(1, 6, 6)
+    kept = [blend_mask(maps, (6, 6), pool=False, threshold=t).sum().item() for t in (0.0, 0.3, 0.9)]
+    assert kept == [35, 25, 4]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"start": 1.5}, "blend_start: got 1.5, expected a share of the steps, 0 to 1"),
+        ({"threshold": 1.0}, "blend_threshold: got 1.0, expected a share of the maximum"),
+        ({"threshold": float("nan")}, "blend_threshold: got nan"),
+    ],
+)
+def test_shares_that_cannot_be_are_refused(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        blend_of_nothing(**settings)

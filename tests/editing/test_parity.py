@@ -1,4 +1,4 @@
-"""Whole edits of ten steps against the published batch, which has every map in memory: what each
+"""Whole edits of ten steps against the reference, which has every map in memory: what each
 attention layer gives at every step, the masks, and the latents at every step.
 
 Windows, factors and blend words are written out here by step and token, from the published rules;
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from nti import Inversion, StableDiffusion, edit, invert
+from nti.editing.reference import MapEdit, edit_reference
 from nti.networks.attention import CrossAttention, SelfAttention
-from published_batch import Controller, published_edit
 from tolerances import assert_close
 
 STEPS = 10
@@ -46,7 +46,7 @@ class Case:
     size: tuple[int, int] = (64, 64)
     """(height, width) in pixels."""
 
-    def controller(self, alignments: Sequence[Any]) -> Controller:
+    def map_edit(self, model: StableDiffusion, alignments: Sequence[Any]) -> MapEdit:
         alpha = torch.zeros(STEPS, len(self.prompts), 77, dtype=torch.float64)
         for edited, tokens, steps in self.cross:
             alpha[:, edited, list(tokens)] = 0.0
@@ -55,7 +55,8 @@ class Case:
         for place, factor in self.factors.items():
             equalizer[place] = factor
         words = [_columns(rows) if rows else None for rows in (self.blend, self.subtract)]
-        return Controller(alignments, alpha, equalizer, self.injected, *words)
+        config = model.config.unet
+        return MapEdit(config, alignments, alpha, equalizer, self.injected, *words)
 
 
 def _columns(rows: Sequence[Sequence[int]]) -> Tensor:
@@ -204,7 +205,6 @@ def published_rows(rows: int, edits: int) -> list[int]:
 @pytest.mark.parametrize("replay", [True, False], ids=["replay", "published"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_an_edit_is_the_published_one_layer_by_layer_and_step_by_step(
-    monkeypatch: pytest.MonkeyPatch,
     model: StableDiffusion,
     inversions: Any,
     case: Case,
@@ -214,17 +214,18 @@ def test_an_edit_is_the_published_one_layer_by_layer_and_step_by_step(
     settings = {"cross_replace": 0.8, "self_replace": 0.4, **case.settings}
     with layers_of(model) as layers:
         result = edit(model, inversion, case.prompts, replay=replay, start=case.start, **settings)
-    controller = case.controller(result.alignments)
-    expected = published_edit(monkeypatch, model, inversion, case.prompts, controller, case.start)
-    assert len(layers) == len(controller.layers) == 14 * (STEPS - case.start)
-    for found, published in zip(layers, controller.layers, strict=True):
+    maps = case.map_edit(model, result.alignments)
+    with layers_of(model) as published_layers:
+        expected = edit_reference(model, inversion, case.prompts, maps, start=case.start)
+    assert len(layers) == len(published_layers) == 14 * (STEPS - case.start)
+    for found, published in zip(layers, published_layers, strict=True):
         assert_close(found, published[published_rows(len(found), len(case.prompts))])
     for found, published in zip(result.latents, expected[:, 1:], strict=True):
         assert_close(found, published)
     if case.blend:
         assert result.masks is not None
-        blended = result.masks[-len(controller.masks) :]
-        assert torch.equal(blended, torch.stack(controller.masks)[:, 1:])
+        blended = result.masks[-len(maps.masks) :]
+        assert torch.equal(blended, torch.stack(maps.masks)[:, 1:])
         for mask in blended.unbind(dim=1):
             assert mask.any() and not mask.all(), "a mask of one value tests nothing"
     else:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nti import Inversion, StableDiffusion, edit, reconstruct
-from nti.networks.control import AttentionCapture, AttentionControl
+from nti.networks.control import AttentionControl, Fold, MapCollector
 from tolerances import assert_close, relative_error
 
 TIGER = "a tiger sitting next to a mirror"
@@ -77,18 +77,18 @@ def test_captured_maps_are_those_that_the_fold_applies(
     cond = model.encode_text([inversion.prompt, TIGER])
     latent = inversion.latents[:2]
     g = torch.Generator().manual_seed(3)
-    control = AttentionControl(
+    fold = Fold(
         source_rows=torch.tensor([0]),
         source_mix=torch.rand(1, 77, 77, generator=g, dtype=torch.float64),
         own_mix=torch.rand(1, 77, generator=g, dtype=torch.float64),
-        self_rows=torch.tensor([0, 0]),
     )
-    plain, edited = AttentionCapture(), AttentionCapture()
-    model.predict_noise_controlled(latent, 981, cond, None, plain)
-    model.predict_noise_controlled(latent, 981, cond, control, edited)
-    assert [(m.site, m.level, m.kind) for m in plain.maps] == [
-        (site, level, kind)
-        for site, level in [("down", 0), ("down", 1), ("middle", 1)]
+    control = AttentionControl(fold, self_rows=torch.tensor([0, 0]))
+    plain, edited = MapCollector(), MapCollector()
+    model.steps.controlled_noise(latent, 981, cond, None, plain)
+    model.steps.controlled_noise(latent, 981, cond, control, edited)
+    assert [(m.site.place, m.site.level, m.site.kind) for m in plain.maps] == [
+        (place, level, kind)
+        for place, level in [("down", 0), ("down", 1), ("middle", 1)]
         + [("up", 1)] * 2
         + [("up", 0)] * 2
         for kind in ("self", "cross")
@@ -99,12 +99,14 @@ def test_captured_maps_are_those_that_the_fold_applies(
     # Up to the first cross-attention both passes are the same.
     before, after = plain.maps[1].probabilities, edited.maps[1].probabilities
     assert_close(after[0], before[0])
-    assert_close(after[1], before[0] @ control.source_mix[0] + before[1] * control.own_mix[0])
-    injected = next(m.probabilities for m in edited.maps if m.kind == "self" and m.level == 1)
+    assert_close(after[1], before[0] @ fold.source_mix[0] + before[1] * fold.own_mix[0])
+    injected = next(
+        m.probabilities for m in edited.maps if (m.site.kind, m.site.level) == ("self", 1)
+    )
     assert torch.equal(injected[0], injected[1])
-    only = AttentionCapture(frozenset({"cross"}), frozenset({1}))
-    model.predict_noise_controlled(latent, 981, cond, None, only)
-    assert {(m.kind, m.level) for m in only.maps} == {("cross", 1)}
+    only = MapCollector(frozenset({"cross"}), frozenset({1}))
+    model.steps.controlled_noise(latent, 981, cond, None, only)
+    assert {(m.site.kind, m.site.level) for m in only.maps} == {("cross", 1)}
 
 
 def test_blending_keeps_the_source_outside_the_mask(
@@ -160,7 +162,7 @@ def test_the_math_kernel_is_never_dispatched(model: StableDiffusion, inversion: 
     edit(model, inversion, [TIGER, SMALL], blend=[("cat", "tiger"), ("cat", "cat")])
     model.decode_latent(model.encode_image(torch.zeros(1, 3, 64, 64)))
     context = model.encode_text([""]).requires_grad_()
-    model.predict_noise(inversion.latents[:1], 981, context).sum().backward()
+    model.steps.noise(inversion.latents[:1], 981, context).sum().backward()
     assert context.grad is not None
 
 

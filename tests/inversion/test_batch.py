@@ -4,7 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from nti import StableDiffusion, invert
+from nti import InversionSettings, StableDiffusion, invert, invert_batch
+from nti.inversion.inversion import TENSORS
 from tolerances import assert_close
 
 SETTINGS = {"steps": 4, "guidance_scale": 3.0, "inner_steps": 4}
@@ -17,14 +18,16 @@ def images() -> list[torch.Tensor]:
 
 
 def test_a_batch_is_what_inverting_one_by_one_gives(model: StableDiffusion) -> None:
-    first = [x.losses[:, 0].max().item() for x in invert(model, images(), PROMPTS, **SETTINGS)]
+    plain = invert_batch(model, images(), PROMPTS, InversionSettings(**SETTINGS))
+    first = [x.losses[:, 0].max().item() for x in plain]
 
     def threshold(index: int, steps: int) -> float:
         """Met at once by one of the two images."""
         return sum(first) / 2
 
-    together = invert(model, images(), PROMPTS, threshold=threshold, **SETTINGS)
-    assert isinstance(together, list) and [x.prompt for x in together] == PROMPTS
+    settings = InversionSettings(threshold=threshold, **SETTINGS)
+    together = invert_batch(model, images(), PROMPTS, settings)
+    assert [x.prompt for x in together] == PROMPTS
     for found, image, prompt in zip(together, images(), PROMPTS, strict=True):
         alone = invert(model, image, prompt, threshold=threshold, **SETTINGS)
         assert_close(found.pivot, alone.pivot)
@@ -35,29 +38,32 @@ def test_a_batch_is_what_inverting_one_by_one_gives(model: StableDiffusion) -> N
     assert stops[0] != stops[1]  # each stopped by itself
 
 
-def test_a_list_of_one_gives_a_list(model: StableDiffusion) -> None:
-    made = invert(model, images()[:1], PROMPTS[:1], method="ddim", steps=2)
-    assert isinstance(made, list) and len(made) == 1
+def test_an_inversion_keeps_its_own_memory_and_not_the_batchs(model: StableDiffusion) -> None:
+    settings = InversionSettings(method="ddim", steps=2)
+    for made in invert_batch(model, images(), PROMPTS, settings):
+        for name in TENSORS:
+            tensor = getattr(made, name)
+            assert tensor.untyped_storage().nbytes() == tensor.nbytes, name
 
 
 @pytest.mark.parametrize(
-    ("count", "prompt", "message"),
+    ("given", "prompts", "message"),
     [
-        (2, "a cat", "got a list of images and one prompt"),
-        (None, PROMPTS, "got one image and a list of prompts"),
-        (2, ["a cat"], "got 2 images and 1 prompts"),
-        (0, [], "got 0 images and 0 prompts"),
+        (images()[:2], "a cat", "got 2 images and one string 'a cat' of prompts, expected two"),
+        ("x.png", ["a cat"], "got one string 'x.png' of images and 1 prompts"),
+        (images()[:2], ["a cat"], "got 2 images and 1 prompts"),
+        ([], [], "got no image, expected one at least"),
     ],
+    ids=["one-prompt", "one-image", "fewer", "none"],
 )
 def test_images_and_prompts_must_match(
-    model: StableDiffusion, count: int | None, prompt: object, message: str
+    model: StableDiffusion, given: object, prompts: object, message: str
 ) -> None:
-    image = images()[0] if count is None else images()[:count]
     with pytest.raises(ValueError, match=message):
-        invert(model, image, prompt, steps=2)
+        invert_batch(model, given, prompts)
 
 
 def test_images_of_one_batch_have_one_size(model: StableDiffusion) -> None:
     sizes = [Image.new("RGB", (64, 64)), Image.new("RGB", (128, 64))]
     with pytest.raises(ValueError, match="got images of 128x64, 64x64 pixels, expected one size"):
-        invert(model, sizes, PROMPTS, size="native", steps=2)
+        invert_batch(model, sizes, PROMPTS, size="native")

@@ -11,9 +11,7 @@ from tolerances import assert_close
 
 @pytest.fixture(scope="module")
 def low() -> StableDiffusion:
-    model = make_model()
-    model.unet.recompute = True
-    return model
+    return make_model(recompute=True)
 
 
 def kept(model: StableDiffusion, context: torch.Tensor) -> int:
@@ -28,7 +26,7 @@ def kept(model: StableDiffusion, context: torch.Tensor) -> int:
 
     latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).double()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model.finish(model.begin(latent, 981), context.requires_grad_())
+        model.steps.noise(latent, 981, context.requires_grad_())
     return sum(held.values())
 
 
@@ -47,14 +45,14 @@ def test_the_inversion_is_the_same(
 def test_predicted_noise_is_differentiable_by_torch_func(
     recompute: bool, dtype: torch.dtype, any_size: None
 ) -> None:
-    model = make_model(dtype=dtype)
-    model.unet.recompute = recompute
+    backend = "onednn" if dtype == torch.float32 else "reference"
+    model = make_model(dtype=dtype, backend=backend, recompute=recompute)
     g = torch.Generator().manual_seed(0)
     latent = torch.randn(1, 4, 8, 8, generator=g, dtype=dtype)
     context = model.encode_text(["a cat"])
 
     def loss(context: torch.Tensor) -> torch.Tensor:
-        return model.predict_noise(latent, 981, context).square().sum()
+        return model.steps.noise(latent, 981, context).square().sum()
 
     found = torch.func.grad(loss)(context)
     leaf = context.requires_grad_()

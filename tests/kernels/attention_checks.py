@@ -27,10 +27,10 @@ from checks import (
     refusal,
     with_gradients,
 )
-from nti.compilation import compiles
 from nti.config import UNetConfig
-from nti.networks.attention import CrossAttention, SelfAttention, set_backend
-from nti.networks.control import AttentionControl
+from nti.execution.compiled import compiles
+from nti.networks.attention import CrossAttention, SelfAttention
+from nti.networks.control import AttentionControl, Site
 from nti.networks.unet import UNet
 from tolerances import FORWARD_FACTOR, GRADIENT_FACTOR, assert_as_exact_as_torch, assert_close
 
@@ -195,9 +195,15 @@ def check_control_in_one_graph(device: str) -> None:
     """Both attention modules under control, captured once: other rows and another fold are data."""
     torch.manual_seed(0)
     modules = torch.nn.ModuleList(
-        [SelfAttention(32, 2, True), CrossAttention(32, 24, 2, True), torch.nn.LayerNorm(32)]
+        [
+            SelfAttention(Site("down", 0, 0, "self"), 32, 2, inject=True, backend="triton"),
+            CrossAttention(
+                Site("down", 0, 0, "cross"), 32, 24, 2, maps_words=True, backend="triton"
+            ),
+            torch.nn.LayerNorm(32),
+        ]
     )
-    set_backend(modules.to(device).requires_grad_(False), "triton")
+    modules.to(device).requires_grad_(False)
     draw = normal("graph", torch.float32, device)
     x, context = draw(3, 20, 32), draw(3, TOKENS, 24)
     graphs: list[torch.fx.GraphModule] = []
@@ -245,9 +251,9 @@ def check_unet(device: str) -> None:
     time = torch.full((3,), 5, device=device)
     results = {}
     for backend in ("reference", "triton"):
-        set_backend(unet, backend)
-        eps, maps = unet(latent, time, context, small_control(1, device))
-        _, pull = torch.func.vjp(lambda c: unet(latent[:1], time[:1], c)[0], context[:1])
+        by = unet.with_backend(backend)
+        eps, maps = by(latent, time, context, small_control(1, device))
+        _, pull = torch.func.vjp(lambda c, by=by: by(latent[:1], time[:1], c)[0], context[:1])
         results[backend] = eps, maps, pull(latent[:1])[0]
     for ours, reference in zip(results["triton"], results["reference"], strict=True):
         assert_close(ours, reference)
@@ -255,8 +261,7 @@ def check_unet(device: str) -> None:
 
 def check_no_zeros_are_made(device: str) -> None:
     """No launch fills a gradient of zeros to the numbers that layers keep for themselves."""
-    unet, draw = small_unet(device), normal("zeros", torch.float32, device)
-    set_backend(unet, "triton")
+    unet, draw = small_unet(device).with_backend("triton"), normal("zeros", torch.float32, device)
     latent, context = draw(1, 4, 4, 4), draw(1, TOKENS, 24).requires_grad_()
     eps, _ = unet(latent, torch.full((1,), 5, device=device), context)
     with Watch() as watch:
@@ -269,10 +274,13 @@ def check_no_zeros_are_made(device: str) -> None:
 def small_control(step: int, device: str) -> AttentionControl:
     """Row 2 is an edit of row 1; words of both."""
     draw = normal(f"control {step}", torch.float32, device)
-    return AttentionControl(
+    fold = Fold(
         source_rows=torch.tensor([1], device=device),
         source_mix=draw(1, TOKENS, TOKENS).softmax(dim=-1),
         own_mix=draw(1, TOKENS).sigmoid(),
+    )
+    return AttentionControl(
+        fold,
         self_rows=torch.tensor([0, 1, 1 if step else 2], device=device),
         words=(draw(2, TOKENS, 2) > 1).to(torch.float32),
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from nti.kernels import group_norm_triton
+from nti.kernels.backend import without_fusion
 from nti.kernels.geglu import geglu
 from nti.kernels.geglu_triton import geglu_backward, geglu_forward
 from nti.kernels.group_norm import group_norm
@@ -24,9 +25,8 @@ from checks import (
     refusal,
     with_gradients,
 )
-from nti.compilation import compiles
-from nti.networks.attention import set_backend
-from nti.networks.frozen import FeedForward, GroupNormSiLU
+from nti.execution.compiled import compiles
+from nti.networks.layers import FeedForward, GroupNormSiLU
 from tolerances import FORWARD_FACTOR, GRADIENT_FACTOR, assert_as_exact_as_torch, assert_close
 
 EPS = 1e-5
@@ -105,8 +105,7 @@ def check_any_layout(device: str) -> None:
 
 def check_nothing_is_laid_out_anew(device: str) -> None:
     """What the UNet gives the ops, forward and backward, already lies as they read it."""
-    unet = small_unet(device).to(memory_format=torch.channels_last)
-    set_backend(unet, "triton")
+    unet = small_unet(device).to(memory_format=torch.channels_last).with_backend("triton")
     draw = normal("anew", torch.float32, device)
     latent, cotangent = last(draw(1, 4, 4, 4)), last(draw(1, 4, 4, 4))
     context = draw(1, TOKENS, 24).requires_grad_()
@@ -176,8 +175,13 @@ def check_vjp_in_one_graph(device: str) -> None:
 
 def check_the_compiler_fuses_its_own(device: str) -> None:
     """A graph that is being compiled holds neither op: the compiler fuses PyTorch's."""
-    layers = torch.nn.ModuleList([GroupNormSiLU(3, 12), FeedForward(6), torch.nn.LayerNorm(6)])
-    set_backend(layers.to(device).requires_grad_(False), "triton")
+
+    def layers(backend: str) -> torch.nn.ModuleList:
+        torch.manual_seed(0)
+        norm, gate = GroupNormSiLU(3, 12, eps=EPS, backend=backend), FeedForward(6, backend=backend)
+        made = torch.nn.ModuleList([norm, gate, torch.nn.LayerNorm(6)])
+        return made.to(device).requires_grad_(False)
+
     x = last(normal("fuses", torch.float32, device)(2, 12, 4, 6))
     targets: list[str] = []
 
@@ -186,14 +190,16 @@ def check_the_compiler_fuses_its_own(device: str) -> None:
         targets.extend(str(node.target) for each in graphs for node in each.graph.nodes)
         return graph.forward
 
-    def run(x: Tensor) -> Tensor:
+    def run(x: Tensor, layers: torch.nn.ModuleList) -> Tensor:
         out: Tensor = layers[1](layers[0](x).flatten(1, 2), layers[2])
         return out
 
+    triton, fused = layers("triton"), layers(without_fusion("triton"))
+
     with Watch() as eager:
-        expected = run(x)
+        expected = run(x, triton)
     assert eager.ops.count("nti::group_norm_fwd") == eager.ops.count("nti::geglu_fwd") == 1
-    assert_close(torch.compile(run, fullgraph=True, backend=backend)(x), expected)
+    assert_close(torch.compile(run, fullgraph=True, backend=backend)(x, fused), expected)
     assert any("native_group_norm" in name for name in targets)
     assert not [name for name in targets if "_fwd" in name]
 

@@ -20,7 +20,7 @@ from nti.kernels.self_attention_triton import self_attention_forward
 from ahead_of_time import Resources, compile_for, launches_of
 from nti.config import SD_V1, UNetConfig
 from nti.model import locate
-from nti.networks.frozen import GroupNorm
+from nti.networks.layers import GroupNorm
 from nti.networks.unet import UNet
 
 pytestmark = pytest.mark.skipif(

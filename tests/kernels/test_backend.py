@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from nti.kernels.backend import resolve_backend
+from nti.kernels.backend import BACKENDS, resolve_backend, without_fusion
 from nti.kernels.cfg_attention import cfg_attention
 from nti.kernels.self_attention import self_attention
 
-from nti.networks.attention import CrossAttention, SelfAttention, set_backend
-from nti.networks.frozen import FeedForward, GroupNorm
+from nti.networks.unet import UNet
+from tiny import TINY
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -20,7 +20,8 @@ def an_ampere(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("device", "dtype", "chosen"),
     [
-        (CPU, torch.float32, "reference"),
+        (CPU, torch.float32, "onednn"),
+        (CPU, torch.float64, "reference"),
         (CPU, torch.float16, "reference"),
         (CUDA, torch.float32, "reference"),
         (CUDA, torch.float64, "reference"),
@@ -76,23 +77,50 @@ def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(ValueError, match="backend: got 'cuda'"):
         resolve_backend("cuda", CPU, torch.float32)
     with pytest.raises(ValueError, match="backend: got 'auto'"):
-        set_backend(torch.nn.Identity(), "auto")
+        UNet(TINY.unet, backend="auto")
+
+
+def test_onednn_is_refused_where_it_does_not_multiply(monkeypatch: pytest.MonkeyPatch) -> None:
+    for device, dtype in ((CUDA, torch.float32), (CPU, torch.float64)):
+        with pytest.raises(ValueError, match="backend: got 'onednn' for"):
+            resolve_backend("onednn", device, dtype)
+    assert resolve_backend("onednn", CPU, torch.float32) == "onednn"
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert resolve_backend("auto", CPU, torch.float32) == "reference"
+        with pytest.raises(ValueError, match="backend: got 'onednn' for"):
+            resolve_backend("onednn", CPU, torch.float32)
 
 
 def test_the_backend_reaches_every_layer_that_has_a_kernel() -> None:
-    network = torch.nn.Sequential(
-        SelfAttention(32, 2, inject=True),
-        torch.nn.Sequential(CrossAttention(32, 24, 2, maps_words=True)),
-        GroupNorm(2, 4),
-        FeedForward(32),
-    ).requires_grad_(False)
-    set_backend(network, "triton")
-    norm, tokens = torch.nn.LayerNorm(32), torch.randn(1, 4, 32)
-    for run in (
-        lambda: network[0](tokens, norm, None),
-        lambda: network[1][0](tokens, norm, torch.randn(1, 77, 24), None),
-        lambda: network[2](torch.randn(1, 4, 2, 2)),
-        lambda: network[3](tokens, norm),
-    ):
-        with pytest.raises(ValueError, match="device: got 'cpu'"):
-            run()
+    """Of a UNet, by hand: each kind of layer has the backend that the UNet was built with."""
+    kinds = {"Linear", "Conv2d", "GroupNorm", "GroupNormSiLU", "FeedForward"}
+    kinds |= {"SelfAttention", "CrossAttention"}
+    for backend in BACKENDS:
+        unet = UNet(TINY.unet, backend=backend)
+        found = {type(m).__name__: m.backend for m in unet.modules() if hasattr(m, "backend")}
+        assert found.keys() == kinds | {"UNet"}
+        inside = {"Linear": "reference"}  # a feed-forward's own two, which it never calls
+        assert {name: b for name, b in found.items() if name not in inside} == dict.fromkeys(
+            (kinds | {"UNet"}) - inside.keys(), backend
+        )
+
+
+def test_another_backend_shares_the_weights() -> None:
+    unet = UNet(TINY.unet).requires_grad_(False)
+    other = unet.with_backend("onednn")
+    assert (unet.backend, other.backend) == ("reference", "onednn")
+    for ours, theirs in zip(unet.parameters(), other.parameters(), strict=True):
+        assert ours.data_ptr() == theirs.data_ptr() and not theirs.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("backend", "left"),
+    [
+        ("reference", "reference"),
+        ("onednn", "reference"),
+        ("triton", "triton-attention"),
+        ("triton-attention", "triton-attention"),
+    ],
+)
+def test_a_compiler_is_left_what_it_fuses(backend: str, left: str) -> None:
+    assert without_fusion(backend) == left

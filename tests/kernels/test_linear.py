@@ -3,7 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from nti.kernels.linear import columns, is_onednn, linear, scatter_columns
+from nti.kernels.backend import has_onednn
+from nti.kernels.conv2d_onednn import columns, scatter_columns
+from nti.kernels.linear import linear
+from nti.kernels.linear_onednn import product
 from torch import Tensor
 
 from tolerances import assert_close
@@ -33,23 +36,28 @@ def test_a_product_in_any_layout(
     weight = normal(c_in, c_out, seed=1).t() if turned else normal(c_out, c_in, seed=1)
     b = normal(c_out, seed=2) if bias else None
     exact = F.linear(x.double(), weight.double(), None if b is None else b.double())
-    assert_close(linear(x, weight, b), exact.float())
+    assert_close(product(x, weight, b), exact.float())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_other_dtypes_are_pytorchs(dtype: torch.dtype) -> None:
+def test_other_dtypes_are_refused(dtype: torch.dtype) -> None:
     x, weight, bias = normal(6, 4).to(dtype), normal(3, 4).to(dtype), normal(3).to(dtype)
-    assert not is_onednn(x)
     assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
+    with pytest.raises(ValueError, match="but oneDNN multiplies float32 on a CPU"):
+        linear(x, weight, bias, backend="onednn")
 
 
-@pytest.mark.skipif(not is_onednn(torch.empty(1)), reason="needs oneDNN")
-def test_pytorch_multiplies_where_onednn_is_switched_off() -> None:
+@pytest.mark.skipif(
+    not has_onednn(torch.device("cpu"), torch.float32), reason="needs PyTorch with oneDNN"
+)
+def test_it_is_refused_where_it_is_switched_off() -> None:
     x, weight = normal(6, 4), normal(3, 4)
-    assert is_onednn(x)
-    with torch.backends.mkldnn.flags(enabled=False):
-        assert not is_onednn(x)
-        assert torch.equal(linear(x, weight), F.linear(x, weight))
+    assert torch.equal(linear(x, weight, backend="onednn"), F.linear(x, weight))
+    with (
+        torch.backends.mkldnn.flags(enabled=False),
+        pytest.raises(ValueError, match="but oneDNN multiplies"),
+    ):
+        linear(x, weight, backend="onednn")
 
 
 CONVOLUTIONS = pytest.mark.parametrize(

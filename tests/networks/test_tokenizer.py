@@ -108,43 +108,39 @@ def test_control_tokens_cannot_be_written_into_a_prompt(tokenizer):
 def test_exactly_what_exceeds_75_tokens_is_cut_and_named(tokenizer, count):
     words = ["cat"] * 74 + [f"dog{'' if count == 75 else ' tiger'}"] + ["bird"] * (count - 76)
     text = " ".join(words)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        prompt = tokenizer.encode(text)
+    prompt = tokenizer.encode(text)
     rest = text.partition("dog")[2].strip()
     assert prompt.cut == rest
     assert prompt.text.endswith("cat dog")
     assert len(prompt.spans) == 75
     assert len(prompt.ids) == 77
     assert prompt.ids[-1] == EOT
-    assert [w.category for w in caught] == ([UserWarning] if rest else [])
-    assert all(repr(rest) in str(w.message) for w in caught)
 
 
-def test_a_batch_warns_of_a_cut_too(tokenizer):
-    with pytest.warns(UserWarning, match="'tiger'"):
+def test_the_tokenizer_never_warns_and_leaves_the_filters_alone(tokenizer):
+    """A warning filter is the process's: set in two threads at once, one of them stays for good."""
+    before = list(warnings.filters)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         tokenizer(["a cat", "cat " * 75 + "tiger"])
+    assert warnings.filters == before
 
 
 def test_a_word_cut_in_two_is_cut_at_its_piece(tokenizer):
-    with pytest.warns(UserWarning, match="'ybara'"):
-        prompt = tokenizer.encode("cat " * 74 + "capybara")
+    prompt = tokenizer.encode("cat " * 74 + "capybara")
     assert prompt.text.endswith("cat cap")
     assert prompt.cut == "ybara"
 
 
 def test_another_context_length_cuts_and_pads_to_it():
-    with pytest.warns(UserWarning, match="'sat'"):
-        prompt = Tokenizer(context_length=4).encode("a cat sat")
-    assert prompt.ids == (BOS, 320, 2368, EOT)
+    prompt = Tokenizer(context_length=4).encode("a cat sat")
+    assert prompt.cut == "sat" and prompt.ids == (BOS, 320, 2368, EOT)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=25))
 def test_spans_are_ordered_and_leave_out_only_white_space(tokenizer, text):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        prompt = tokenizer.encode(text)
+    prompt = tokenizer.encode(text)
     assert len(prompt.spans) == len(prompt.pieces) == prompt.end - 1
     assert all(start < end for start, end in prompt.spans)
     assert list(prompt.spans) == sorted(prompt.spans)

@@ -107,7 +107,7 @@ def loaded(written: tuple[Path, dict[str, Tensor]]) -> nti.StableDiffusion:
 
 def test_unet(loaded: nti.StableDiffusion, written: tuple[Path, dict[str, Tensor]]) -> None:
     with torch.no_grad():
-        assert_close(loaded.predict_noise(LATENT, TIMESTEPS, CONTEXT), written[1]["eps"])
+        assert_close(loaded.steps.noise(LATENT, TIMESTEPS, CONTEXT), written[1]["eps"])
 
 
 def test_encoder_mean(loaded: nti.StableDiffusion, written: tuple[Path, dict[str, Tensor]]) -> None:

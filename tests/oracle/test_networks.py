@@ -25,7 +25,7 @@ def test_unet_is_diffusers_unet(config: ModelConfig) -> None:
     timestep = torch.tensor([981, 1, 321])
     with torch.no_grad():
         expected = theirs(latent, timestep, context).sample
-    assert_close(model.predict_noise(latent, timestep, context), expected)
+    assert_close(model.steps.noise(latent, timestep, context), expected)
 
 
 @CONFIGS

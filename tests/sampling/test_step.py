@@ -2,7 +2,13 @@ import torch
 
 from nti import StableDiffusion
 from nti.sampling.schedule import ddim_step
-from nti.sampling.step import AdamState, guided_noise, null_text_iteration
+from nti.sampling.step import (
+    AdamState,
+    IterationInputs,
+    IterationResult,
+    guided_noise,
+    null_text_iteration,
+)
 from tolerances import assert_close, relative_error
 
 W, RATE, INDEX = 5.0, 1e-2, 3
@@ -21,7 +27,7 @@ class Problem:
         self.eps_cond = self.predict(model.encode_text(["a cat", "a dog"]))
 
     def predict(self, context: torch.Tensor) -> torch.Tensor:
-        return self.model.predict_noise(self.latent, self.schedule.timesteps[INDEX], context)
+        return self.model.steps.noise(self.latent, self.schedule.timesteps[INDEX], context)
 
     def losses(self, uncond: torch.Tensor) -> torch.Tensor:
         eps = guided_noise(self.predict(uncond), self.eps_cond, W)
@@ -30,19 +36,20 @@ class Problem:
 
     def iterate(
         self, uncond: torch.Tensor, adam: AdamState, active: torch.Tensor
-    ) -> tuple[torch.Tensor, AdamState, torch.Tensor]:
-        return null_text_iteration(
-            self.predict,
-            uncond,
-            adam,
-            self.latent,
-            self.eps_cond,
-            self.target,
-            self.step,
-            W,
-            RATE,
-            active,
+    ) -> IterationResult:
+        inputs = IterationInputs(
+            uncond=uncond,
+            adam=adam,
+            active=active,
+            latent=self.latent,
+            timestep=self.schedule.timestep(INDEX, self.latent),
+            eps_cond=self.eps_cond,
+            target=self.target,
+            coefficients=self.step,
+            guidance_scale=self.latent.new_full((), W),
+            learning_rate=self.latent.new_full((), RATE),
         )
+        return null_text_iteration(self.model.steps.noise, inputs)
 
 
 BOTH = torch.tensor([True, True])
@@ -63,8 +70,9 @@ def test_iterations_are_torchs_adam_on_the_summed_loss(model: StableDiffusion) -
         optimizer.zero_grad()
         losses.sum().backward()
         optimizer.step()
-        uncond, adam, found = problem.iterate(uncond, adam, BOTH)
-        assert_close(found, losses.detach())
+        made = problem.iterate(uncond, adam, BOTH)
+        uncond, adam = made.uncond, made.adam
+        assert_close(made.losses, losses.detach())
     # Adam's first steps follow the gradient's sign, so tiny gradients amplify rounding.
     assert relative_error(uncond - problem.uncond, learned.detach() - problem.uncond) < 1e-6
     assert all(p.grad is None for p in model.unet.parameters())
@@ -73,8 +81,7 @@ def test_iterations_are_torchs_adam_on_the_summed_loss(model: StableDiffusion) -
 def test_the_gradient_agrees_with_finite_differences(model: StableDiffusion) -> None:
     problem = Problem(model)
     fresh = AdamState.fresh(problem.uncond)
-    _, adam, _ = problem.iterate(problem.uncond, fresh, BOTH)
-    gradient = adam.mean / 0.1
+    gradient = problem.iterate(problem.uncond, fresh, BOTH).adam.mean / 0.1
     g = torch.Generator().manual_seed(5)
     for _ in range(3):
         direction = torch.randn(problem.uncond.shape, dtype=torch.float64, generator=g)
@@ -92,17 +99,18 @@ def test_an_image_that_has_stopped_keeps_embedding_moments_and_count(
 ) -> None:
     problem = Problem(model)
     first = problem.iterate(problem.uncond, AdamState.fresh(problem.uncond), BOTH)
-    uncond, adam, _ = problem.iterate(first[0], first[1], torch.tensor([True, False]))
-    assert torch.equal(uncond[1], first[0][1]) and not torch.equal(uncond[0], first[0][0])
-    assert torch.equal(adam.mean[1], first[1].mean[1])
-    assert torch.equal(adam.square[1], first[1].square[1])
+    again = problem.iterate(first.uncond, first.adam, torch.tensor([True, False]))
+    uncond, adam = again.uncond, again.adam
+    assert torch.equal(uncond[1], first.uncond[1]) and not torch.equal(uncond[0], first.uncond[0])
+    assert torch.equal(adam.mean[1], first.adam.mean[1])
+    assert torch.equal(adam.square[1], first.adam.square[1])
     assert adam.count.tolist() == [2.0, 1.0]
 
 
 def test_images_of_a_batch_do_not_touch_each_other(model: StableDiffusion) -> None:
     problem = Problem(model)
-    both, _, _ = problem.iterate(problem.uncond, AdamState.fresh(problem.uncond), BOTH)
+    both = problem.iterate(problem.uncond, AdamState.fresh(problem.uncond), BOTH).uncond
     for name in ("latent", "target", "eps_cond", "uncond"):
         setattr(problem, name, getattr(problem, name)[1:])
-    alone, _, _ = problem.iterate(problem.uncond, AdamState.fresh(problem.uncond), BOTH[1:])
+    alone = problem.iterate(problem.uncond, AdamState.fresh(problem.uncond), BOTH[1:]).uncond
     assert relative_error(both[1:] - problem.uncond, alone - problem.uncond) < 1e-6

@@ -1,4 +1,4 @@
-"""Layers that keep less for the backward pass: the same numbers as PyTorch's own."""
+"""Layers of frozen weights keep less for the backward pass, and give PyTorch's numbers."""
 
 import copy
 from collections.abc import Callable
@@ -6,15 +6,16 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from nti.kernels import feed_forward_onednn
+from nti.kernels.backend import has_onednn
 from nti.kernels.geglu import geglu
-from nti.kernels.linear import is_onednn
 from torch import Tensor, nn
 
 from checks import Watch
-from nti.networks import frozen as frozen_layers
-from nti.networks.attention import CrossAttention, SelfAttention, set_backend
-from nti.networks.control import AttentionControl
-from nti.networks.frozen import Conv2d, GroupNormSiLU, Linear, recomputed
+from nti.networks import layers
+from nti.networks.attention import CrossAttention, SelfAttention
+from nti.networks.control import AttentionControl, Fold, MapCollector, Site
+from nti.networks.layers import Conv2d, GroupNormSiLU, Linear, recomputed
 from tolerances import assert_close
 
 
@@ -105,7 +106,7 @@ def test_less_is_kept_than_pytorch_keeps(name: str) -> None:
 
 @pytest.mark.parametrize(
     "layer",
-    [Conv2d(4, 6, 3), Conv2d(4, 6, 1), GroupNormSiLU(2, 4), Linear(6, 5)],
+    [Conv2d(4, 6, 3), Conv2d(4, 6, 1), GroupNormSiLU(2, 4, eps=1e-5), Linear(6, 5)],
     ids=["conv", "one-pixel", "norm", "linear"],
 )
 def test_weights_that_learn_get_their_gradient(layer: nn.Module) -> None:
@@ -116,9 +117,9 @@ def test_weights_that_learn_get_their_gradient(layer: nn.Module) -> None:
 class FeedForward(nn.Module):
     """The UNet's, on the positions of an image."""
 
-    def __init__(self) -> None:
+    def __init__(self, backend: str) -> None:
         super().__init__()
-        self.norm, self.inside = nn.LayerNorm(6), frozen_layers.FeedForward(6)
+        self.norm, self.inside = nn.LayerNorm(6), layers.FeedForward(6, backend=backend)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.inside(x.flatten(2).transpose(1, 2), self.norm)
@@ -128,9 +129,11 @@ class FeedForward(nn.Module):
 class Itself(nn.Module):
     """Self-attention of two heads among the positions of an image."""
 
-    def __init__(self) -> None:
+    def __init__(self, backend: str) -> None:
         super().__init__()
-        self.norm, self.inside = nn.LayerNorm(6), SelfAttention(6, 2, inject=True)
+        site = Site("down", 0, 0, "self")
+        self.norm = nn.LayerNorm(6)
+        self.inside = SelfAttention(site, 6, 2, inject=True, backend=backend)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.inside(x.flatten(2).transpose(1, 2), self.norm, None)
@@ -140,9 +143,11 @@ class Itself(nn.Module):
 class Others(nn.Module):
     """Cross-attention of two heads to some of the positions of an image."""
 
-    def __init__(self) -> None:
+    def __init__(self, backend: str) -> None:
         super().__init__()
-        self.norm, self.inside = nn.LayerNorm(6), CrossAttention(6, 6, 2, maps_words=False)
+        site = Site("down", 0, 0, "cross")
+        self.norm = nn.LayerNorm(6)
+        self.inside = CrossAttention(site, 6, 6, 2, maps_words=False, backend=backend)
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(2).transpose(1, 2)
@@ -153,28 +158,33 @@ class Others(nn.Module):
 class Tokens(nn.Module):
     """A linear layer on the positions of an image."""
 
-    def __init__(self) -> None:
+    def __init__(self, backend: str) -> None:
         super().__init__()
-        self.linear = Linear(6, 10, bias=False)
+        self.linear = Linear(6, 10, bias=False, backend=backend)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x.flatten(2).transpose(1, 2))
 
 
-ON_CPU: dict[str, tuple[Callable[[], nn.Module], str]] = {
+ON_CPU: dict[str, tuple[Callable[[str], nn.Module], str]] = {
     "linear": (Tokens, "_Linear"),
-    "self-attention": (Itself, "_Attention"),
-    "cross-attention": (Others, "_Attention"),
+    "self-attention": (Itself, "_ProjectedAttention"),
+    "cross-attention": (Others, "_ProjectedAttention"),
     "feed-forward": (FeedForward, "_FeedForward"),
-    "few positions": (lambda: Conv2d(6, 80, 3, padding=1), "_ColumnsConv2d"),
-    "few strided positions": (lambda: Conv2d(6, 20, 3, stride=2, padding=1), "_ColumnsConv2d"),
-    "one pixel": (lambda: Conv2d(6, 8, 1), "_ColumnsConv2d"),
-    "many positions": (lambda: Conv2d(6, 8, 3, padding=1), "_Conv2d"),
+    "few positions": (lambda b: Conv2d(6, 80, 3, padding=1, backend=b), "_ColumnsConv2d"),
+    "few strided positions": (
+        lambda b: Conv2d(6, 20, 3, stride=2, padding=1, backend=b),
+        "_ColumnsConv2d",
+    ),
+    "one pixel": (lambda b: Conv2d(6, 8, 1, backend=b), "_ColumnsConv2d"),
+    "many positions": (lambda b: Conv2d(6, 8, 3, padding=1, backend=b), "_Conv2d"),
 }
-"""Layers of six channels, and the function that computes them in float32 on a CPU."""
+"""Layers of six channels by backend, and the function by which oneDNN computes them."""
 
 
-needs_onednn = pytest.mark.skipif(not is_onednn(torch.empty(1)), reason="needs oneDNN")
+needs_onednn = pytest.mark.skipif(
+    not has_onednn(torch.device("cpu"), torch.float32), reason="needs oneDNN"
+)
 
 
 def passed(value: Tensor) -> set[str]:
@@ -190,14 +200,14 @@ def passed(value: Tensor) -> set[str]:
 
 @needs_onednn
 @pytest.mark.parametrize("name", ON_CPU)
-def test_float32_on_a_cpu_takes_its_own_path_to_the_same_numbers(
+def test_onednn_takes_its_own_path_to_the_same_numbers(
     name: str, any_size: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Not a divisor of the 72 rows.
-    monkeypatch.setattr(frozen_layers._FeedForward, "ROWS", 10)
+    monkeypatch.setattr(feed_forward_onednn, "ROWS", 10)
     make, path = ON_CPU[name]
-    exact = frozen(make())
-    ours = make().requires_grad_(False)
+    exact = frozen(make("reference"))
+    ours = make("onednn").requires_grad_(False)
     ours.load_state_dict(exact.state_dict())
     ours.to(memory_format=torch.channels_last)
     g = torch.Generator().manual_seed(1)
@@ -214,7 +224,7 @@ def test_float32_on_a_cpu_takes_its_own_path_to_the_same_numbers(
 
 @needs_onednn
 def test_work_decides_who_multiplies() -> None:
-    layer = Linear(64, 128).requires_grad_(False)
+    layer = Linear(64, 128, backend="onednn").requires_grad_(False)
     for rows in (1023, 1024):
         value = layer(torch.randn(1, rows, 64).requires_grad_())
         assert value.grad_fn is not None
@@ -225,7 +235,7 @@ def test_work_decides_who_multiplies() -> None:
 def test_a_convolution_is_a_product_for_channels_last_alone(
     contiguous: str, any_size: None
 ) -> None:
-    layer = Conv2d(6, 70, 3, padding=1).requires_grad_(False)
+    layer = Conv2d(6, 70, 3, padding=1, backend="onednn").requires_grad_(False)
     x = torch.randn(1, 6, 8, 8, generator=torch.Generator().manual_seed(1))
     if contiguous == "input":
         layer.to(memory_format=torch.channels_last)
@@ -249,45 +259,20 @@ def test_a_convolution_is_a_product_for_channels_last_alone(
     ],
 )
 def test_a_block_of_which_a_part_learns_gives_it_its_gradient(
-    make: Callable[[], nn.Module], name: str, any_size: None
+    make: Callable[[str], nn.Module], name: str, any_size: None
 ) -> None:
-    layer = make().requires_grad_(False)
+    layer = make("onednn").requires_grad_(False)
     parameter = layer.get_parameter(name).requires_grad_()
     layer(torch.randn(1, 6, 4, 4)).square().sum().backward()
     assert parameter.grad is not None and parameter.grad.abs().sum() > 0
 
 
-@needs_onednn
-def test_a_feed_forward_by_onednn_passes_over_no_backend(any_size: None) -> None:
-    layer = FeedForward().requires_grad_(False)
-    set_backend(layer, "triton")
-    with pytest.raises(ValueError, match="device: got 'cpu'"):
-        layer(torch.randn(1, 6, 4, 4))
-
-
 @pytest.mark.parametrize("name", ["weight", "bias"])
 def test_a_norm_of_which_a_part_learns_gives_it_its_gradient(name: str) -> None:
-    layer = GroupNormSiLU(2, 4).requires_grad_(False)
+    layer = GroupNormSiLU(2, 4, eps=1e-5).requires_grad_(False)
     parameter = layer.get_parameter(name).requires_grad_()
     layer(torch.randn(1, 4, 6, 6)).square().sum().backward()
     assert parameter.grad is not None and parameter.grad.abs().sum() > 0
-
-
-@needs_onednn
-def test_a_graph_that_is_compiled_holds_pytorchs_layers(any_size: None) -> None:
-    targets: list[str] = []
-
-    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
-        targets.extend(str(node.target) for node in graph.graph.nodes)
-        return graph.forward
-
-    layer, x = FeedForward().requires_grad_(False), torch.randn(1, 6, 4, 4)
-    torch._dynamo.reset()
-    compiled = torch.compile(layer, fullgraph=True, backend=backend)
-    assert_close(compiled(x), layer(x))
-    assert any("linear" in target for target in targets)
-    assert not any("mkldnn" in target for target in targets)
-    torch._dynamo.reset()
 
 
 def held_by(layer: nn.Module, x: Tensor) -> list[int]:
@@ -308,36 +293,48 @@ def held_by(layer: nn.Module, x: Tensor) -> list[int]:
 @needs_onednn
 def test_a_feed_forward_keeps_its_input_alone(any_size: None) -> None:
     x = torch.randn(1, 6, 8, 8)
-    assert held_by(FeedForward().requires_grad_(False), x) == [x.nbytes]
+    assert held_by(FeedForward("onednn").requires_grad_(False), x) == [x.nbytes]
 
 
 @needs_onednn
 def test_self_attention_keeps_its_input_its_result_and_a_number_a_query(any_size: None) -> None:
     x = torch.randn(1, 6, 8, 8)
-    assert held_by(Itself().requires_grad_(False), x) == [2 * 64 * 4, x.nbytes, x.nbytes]
+    assert held_by(Itself("onednn").requires_grad_(False), x) == [2 * 64 * 4, x.nbytes, x.nbytes]
 
 
 @needs_onednn
 def test_cross_attention_keeps_the_context_besides(any_size: None) -> None:
     x = torch.randn(1, 6, 8, 8)
     kept = [5 * 6 * 4, 2 * 64 * 4, x.nbytes, x.nbytes]
-    assert held_by(Others().requires_grad_(False), x) == kept
+    assert held_by(Others("onednn").requires_grad_(False), x) == kept
 
 
 @needs_onednn
-def test_self_attention_by_onednn_passes_over_no_control_capture_or_backend(
-    any_size: None,
-) -> None:
-    layer = Itself().requires_grad_(False)
+def test_self_attention_by_onednn_passes_over_no_control_and_no_hook(any_size: None) -> None:
+    layer = Itself("onednn").requires_grad_(False)
     exact = copy.deepcopy(layer).double()
+    exact.inside = Itself("reference").requires_grad_(False).double().inside
+    exact.inside.load_state_dict(layer.inside.state_dict())
     x = torch.randn(2, 20, 6, generator=torch.Generator().manual_seed(1))
     rows, none = torch.tensor([0, 0]), torch.empty(0)
-    control = AttentionControl(rows[:0], none, none, self_rows=rows)
+    control = AttentionControl(Fold(rows[:0], none, none), self_rows=rows)
     injected = exact.inside(x.double(), exact.norm, control)
     assert_close(layer.inside(x, layer.norm, control), injected.float())
-    maps: list[Tensor] = []
-    layer.inside(x, layer.norm, None, maps)
-    assert [each.shape for each in maps] == [(2, 2, 20, 20)]
-    set_backend(layer, "triton")
-    with pytest.raises(ValueError, match="device: got 'cpu'"):
-        layer.inside(x, layer.norm, None)
+    collector = MapCollector()
+    plain = layer.inside(x, layer.norm, None, collector)
+    assert [each.probabilities.shape for each in collector.maps] == [(2, 2, 20, 20)]
+    assert_close(plain, layer.inside(x, layer.norm))
+
+
+@needs_onednn
+@pytest.mark.parametrize("name", ON_CPU)
+def test_onednn_refuses_what_it_does_not_multiply(name: str) -> None:
+    layer = ON_CPU[name][0]("onednn").requires_grad_(False).double()
+    with pytest.raises(ValueError, match=r"x: got torch\.float64 on cpu, but oneDNN multiplies"):
+        layer(torch.randn(1, 6, 4, 9).double())
+
+
+def test_a_convolution_takes_no_setting_that_its_kernels_would_ignore() -> None:
+    for setting in ("dilation", "groups", "padding_mode"):
+        with pytest.raises(TypeError, match=setting):
+            Conv2d(4, 4, 3, **{setting: 2})

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from nti import Inversion, Placement
-from nti.inversion.record import InversionFileError
+from nti.inversion.inversion import InversionFileError
 
 
 def test_what_is_saved_is_loaded_bit_by_bit(inversion: Inversion, tmp_path: Path) -> None:
@@ -72,3 +72,14 @@ def test_a_truncated_file_is_an_error(inversion: Inversion, tmp_path: Path) -> N
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InversionFileError, match="not a saved inversion"):
         Inversion.load(path)
+
+
+def test_nan_equals_nan_and_nothing_else(inversion: Inversion) -> None:
+    losses = inversion.losses.clone()
+    losses[0, 0] = torch.nan
+    nan = dataclasses.replace(inversion, losses=losses)
+    losses = losses.clone()
+    losses[0, 0] = -1.0
+    assert nan == dataclasses.replace(nan, losses=nan.losses.clone())
+    assert nan != dataclasses.replace(nan, losses=losses)
+    assert inversion != dataclasses.replace(inversion, pivot=inversion.pivot.float())

@@ -1,7 +1,7 @@
 import torch
 from PIL import Image
 
-from nti.sheet import contact_sheet, heat_image
+from nti.contact_sheet import contact_sheet, heat_image
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from nti.editing.alignment import align_refine, align_replace
-from nti.editing.controls import ControlSchedule, cross_windows, equalizer, self_window
+from nti.editing.control_schedule import ControlSchedule, cross_windows, equalizer, self_window
 from nti.networks.tokenizer import TokenizedPrompt, Tokenizer
 
 T = 50
@@ -65,7 +65,7 @@ def test_the_fold_follows_its_formula(source: TokenizedPrompt, target: Tokenized
     alignment = align_refine(source, target)
     a = cross_windows([{"default_": 0.5, "cat": 0.1}], [target], T)
     c = equalizer([{"big": 2.0}], [target])
-    schedule = ControlSchedule.create([alignment], a, c, (0, 25), None)
+    schedule = ControlSchedule.create([alignment], a, c, (0, 25))
     for step in (0, 10, 40):
         weight = (c * a[step])[0]
         expected = alignment.mapping @ torch.diag(weight)
@@ -75,27 +75,24 @@ def test_the_fold_follows_its_formula(source: TokenizedPrompt, target: Tokenized
     assert schedule.own_mix[0, 0, BIG] == 2.0 and schedule.own_mix[40, 0, BIG] == 1.0
 
 
-def test_the_source_is_needed_while_a_window_is_open_or_maps_are_summed(
-    source: TokenizedPrompt,
-) -> None:
-    def needed(window: object, inject: tuple[int, int], words: torch.Tensor | None) -> list[int]:
+def test_the_source_is_needed_while_a_window_is_open(source: TokenizedPrompt) -> None:
+    def needed(window: object, inject: tuple[int, int]) -> list[int]:
         active = cross_windows([window], [source], T)
         c = equalizer([None], [source])
-        schedule = ControlSchedule.create([align_replace(source, source)], active, c, inject, words)
+        schedule = ControlSchedule.create([align_replace(source, source)], active, c, inject)
         return [i for i in range(T) if schedule.needs_source[i]]
 
-    assert needed(0.4, (0, 0), None) == list(range(20))
-    assert needed(0.4, (0, 30), None) == list(range(30))
-    assert needed(0.4, (5, 30), torch.zeros(2, 77, 2)) == list(range(T))
-    assert needed((0.5, 0.6), (0, 5), None) == [*range(5), *range(25, 30)]
+    assert needed(0.4, (0, 0)) == list(range(20))
+    assert needed(0.4, (0, 30)) == list(range(30))
+    assert needed((0.5, 0.6), (0, 5)) == [*range(5), *range(25, 30)]
 
 
 def test_self_rows_point_to_the_source_inside_the_window_only(source: TokenizedPrompt) -> None:
     active = cross_windows([0.5] * 2, [source] * 2, T)
     schedule = ControlSchedule.create(
-        [align_replace(source, source)] * 2, active, torch.ones(2, 77), (0, 25), None
+        [align_replace(source, source)] * 2, active, torch.ones(2, 77), (0, 25)
     )
     # Rows of a replayed batch: two unconditional edits, the source, two conditional edits.
-    assert schedule.control(3, rows=5).self_rows.tolist() == [0, 1, 2, 2, 2]
-    assert schedule.control(30, rows=5).self_rows.tolist() == [0, 1, 2, 3, 4]
-    assert schedule.control(3, rows=5).source_rows.tolist() == [2, 2]
+    assert schedule.control(3, 5, None).self_rows.tolist() == [0, 1, 2, 2, 2]
+    assert schedule.control(30, 5, None).self_rows.tolist() == [0, 1, 2, 3, 4]
+    assert schedule.control(3, 5, None).fold.source_rows.tolist() == [2, 2]

@@ -1,0 +1,144 @@
+"""Values that overflow are an error that names step and dtype, wherever they would leave."""
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import nti
+from nti import Inversion, NotFiniteError, StableDiffusion
+from nti.execution.steps import Steps
+from tiny import make_model
+
+TIGER = "a tiger sitting next to a mirror"
+SETTINGS = {"steps": 3, "guidance_scale": 3.0, "inner_steps": 1}
+
+
+def overflowing(model: StableDiffusion, step: str, after: int) -> StableDiffusion:
+    """A model whose step is infinite after so many calls."""
+    calls = 0
+    plain = getattr(model.steps, step)
+
+    def broken(*arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        made = plain(*arguments)
+        if calls <= after:
+            return made
+        return (made[0] * torch.inf, made[1]) if isinstance(made, tuple) else made * torch.inf
+
+    steps: Steps = dataclasses.replace(model.steps, **{step: broken})
+    return StableDiffusion(model.config, model.unet, model.vae, model.text, model.tokenizer, steps)
+
+
+Run = Callable[[StableDiffusion, torch.Tensor, Inversion], object]
+
+
+@pytest.mark.parametrize(
+    ("run", "step", "after", "message"),
+    [
+        (
+            lambda m, x, _: nti.invert(m, x, "a cat", **SETTINGS),
+            "noise", 1, r"DDIM inversion to timestep 334: .* not finite, in torch\.float64",
+        ),
+        (
+            lambda m, x, _: nti.invert(m, x, "a cat", **SETTINGS),
+            "noise", 3, r"null-text optimization at timestep 667: .* torch\.float64",
+        ),
+        (lambda m, _, i: nti.reconstruct(m, i), "guided_step", 4, "sampling at timestep 501: "),
+        (lambda m, _, i: nti.edit(m, i, TIGER), "controlled_noise", 9, "edit at timestep 1: "),
+        (
+            lambda m, _, __: nti.generate(m, "a cat", steps=4), "guided_step", 0,
+            "sampling at timestep 751: ",
+        ),
+    ],
+    ids=["pivot", "optimization", "reconstruct", "edit", "generate"],
+)  # fmt: skip
+def test_every_loop_names_the_step_and_the_dtype(
+    model: StableDiffusion, image: torch.Tensor, inversion: Inversion, run: Run, step: str,
+    after: int, message: str,
+) -> None:  # fmt: skip
+    with pytest.raises(NotFiniteError, match=message):
+        run(overflowing(model, step, after), image, inversion)
+
+
+def test_encoding_and_decoding_are_guarded(image: torch.Tensor) -> None:
+    model = make_model()
+    with pytest.raises(NotFiniteError, match="latent to decode: got values that are not finite"):
+        model.decode_latent(torch.full((1, 4, 8, 8), torch.nan))
+    torch.nn.init.constant_(model.vae.decoder.conv_out.weight, torch.inf)
+    with pytest.raises(NotFiniteError, match=r"decoder: got values .* in torch\.float64"):
+        model.decode_latent(torch.zeros(1, 4, 8, 8))
+    torch.nn.init.constant_(model.vae.encoder.conv_in.weight, torch.inf)
+    with pytest.raises(NotFiniteError, match="encoder: got values"):
+        model.encode_image(image)
+    torch.nn.init.constant_(model.text.tower.ln_final.weight, torch.inf)
+    with pytest.raises(NotFiniteError, match="text encoder: got values"):
+        model.encode_text(["a cat"])
+    with pytest.raises(NotFiniteError, match="latent to invert"):
+        nti.invert_latent(model, torch.full((1, 4, 8, 8), torch.nan), ["a cat"])
+
+
+def test_a_factor_that_half_precision_cannot_hold_is_refused(inversion: Inversion) -> None:
+    """It used to end in a black picture, without a word."""
+    half = make_model(dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"reweight: got a factor of 100000, .* at most 65504"):
+        nti.edit(half, inversion, TIGER, reweight={"tiger": 1e5})
+    with pytest.raises(NotFiniteError, match=r"edit at timestep \d+: .* torch\.float16: use bf"):
+        nti.edit(half, inversion, TIGER, reweight={"tiger": 6e4})
+
+
+def test_the_autoencoder_is_exact_where_the_unet_is_in_float16() -> None:
+    dtypes = {}
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        model = nti.load_model(device="cpu", dtype=dtype)
+        dtypes[model.dtype] = model.vae.dtype, model.encode_text(["a circle"]).dtype
+    assert dtypes == {
+        torch.float16: (torch.float32, torch.float32),
+        torch.bfloat16: (torch.bfloat16, torch.float32),
+        torch.float32: (torch.float32, torch.float32),
+        torch.float64: (torch.float64, torch.float64),
+    }
+
+
+def test_batches_are_encoded_and_decoded_image_by_image(model: StableDiffusion) -> None:
+    sizes: list[int] = []
+    hooks = [
+        each.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+        for each in (model.vae.encoder, model.vae.decoder)
+    ]
+    z = model.encode_image(torch.zeros(3, 3, 64, 64))
+    assert z.shape == (3, 4, 8, 8) and model.decode_latent(z).shape == (3, 3, 64, 64)
+    assert sizes == [1] * 6
+    for hook in hooks:
+        hook.remove()
+
+
+def test_networks_are_taken_as_they_are() -> None:
+    given = make_model()
+    given.unet.train().requires_grad_(True)
+    given.unet.to(memory_format=torch.contiguous_format)
+    StableDiffusion(given.config, given.unet, given.vae, given.text, given.tokenizer)
+    weight = given.unet.conv_in.weight
+    assert given.unet.training and weight.requires_grad and weight.is_contiguous()
+
+
+def test_an_edit_leaves_the_warning_filters_alone(
+    model: StableDiffusion, inversion: Inversion
+) -> None:
+    """Filters are the process's; swapped by two threads, `ignore` stays behind for good."""
+    seen: list[bool] = []
+    before = list(warnings.filters)
+
+    def look(done: int, total: int) -> None:
+        seen.append(warnings.filters == before)
+
+    nti.edit(model, inversion, TIGER, callback=look)
+    assert seen == [True] * 10 and warnings.filters == before
+
+
+def test_a_prompt_that_is_cut_is_warned_of_where_it_is_encoded(model: StableDiffusion) -> None:
+    with pytest.warns(UserWarning, match="longer than 75 tokens; this was cut: 'tiger'"):
+        model.encode_text(["a cat", "cat " * 75 + "tiger"])
