@@ -1,6 +1,7 @@
 """Models shared by the tests: the tiny random one in float64, and the embedded one."""
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,18 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
             writer = csv.writer(file)
             writer.writerow(["test", "dtype", "error"])
             writer.writerows((*key, f"{error:.1e}") for key, error in sorted(MEASURED.items()))
+
+
+@pytest.fixture(autouse=True)
+def full_float32() -> Iterator[None]:
+    """The tolerances of float32 are not TF32's, in which PyTorch convolves on CUDA by default."""
+    places = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [place.allow_tf32 for place in places]
+    for place in places:
+        place.allow_tf32 = False
+    yield
+    for place, allowed in zip(places, before, strict=True):
+        place.allow_tf32 = allowed
 
 
 @pytest.fixture(scope="session")
