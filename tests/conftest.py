@@ -9,6 +9,7 @@ import torch
 
 from nti import Inversion, StableDiffusion, invert, load_model
 from nti.networks import frozen as frozen_layers
+from selection import chosen
 from tiny import make_model
 from tolerances import MEASURED
 
@@ -19,6 +20,14 @@ PROMPT = "a cat sitting next to a mirror"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--errors", type=Path, help="write each test's largest relative error (CSV)")
+    parser.addoption("--cuda", action="store_true", help="only the tests that need CUDA")
+    parser.addoption("--part", metavar="I/N", help="every N-th test from the I-th on")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    kept = chosen(items, config.getoption("--cuda"), config.getoption("--part"))
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    items[:] = kept
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
