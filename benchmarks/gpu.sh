@@ -1,27 +1,67 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can tell, in under nine minutes: the kernels' tests on the device, then
-# every section of a GPU but `community`. Installs nothing and needs no network, but an environment
-# with the extra `dev`; the CSV files go to the folder given.
+# Everything that only a GPU can tell: what the tests check on CUDA, then every section of a GPU but
+# `community`. Installs nothing and needs no network, but an environment with the extra `dev`; the
+# logs and CSV files go to the folder given.
 #
-#     benchmarks/gpu.sh OUT
-set -euo pipefail
-mkdir -p "${1:?where the CSV files go}"
-out=$(cd "$1" && pwd)
-cd "$(dirname "$0")/.."
+#     benchmarks/gpu.sh OUT [SECTION ...]
+#
+# A section ends within five minutes, so that they can be run apart. What ran is kept, whatever
+# becomes of the rest. The exit code is 1 if a section failed or ran out of time, 2 if nothing ran.
+set -uo pipefail
 
-# Seconds at most, the log's name, the command. What ran is kept, whatever becomes of the rest.
+sections=(checks kernels-tests inversion step edit kernels load compile)
+usage="usage: benchmarks/gpu.sh OUT [SECTION ...], sections: ${sections[*]}"
+[ $# -ge 1 ] || { echo "$usage" >&2; exit 2; }
+mkdir -p "$1" && out=$(cd "$1" && pwd) && cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+shift
+for name in "$@"; do
+    printf '%s\n' "${sections[@]}" | grep -qxF -- "$name" || { echo "got $name; $usage" >&2; exit 2; }
+done
+
+measure=(python benchmarks/run.py --side 512 --out "$out")
+tests=(python -m pytest -v --tb=short --cuda)
+parts=8
+
+# Seconds at most, the log's name, the command.
 within() {
     local limit=$1 log=$out/$2.txt
     shift 2
-    timeout "$limit" "$@" 2>&1 | tee "$log" || echo "$*: failed or ran out of time" | tee -a "$log"
+    timeout "$limit" "$@" 2>&1 | tee "$log" && return
+    echo "$*: failed or ran out of time" | tee -a "$log"
+    return 1
 }
 
-measure=(python benchmarks/run.py --side 512 --out "$out")
-within 90 tests python -m pytest -v --tb=short -k "on_cuda or 16-cuda" \
-    tests/kernels tests/test_precision.py tests/test_cuda_graph.py
-within 105 inversion "${measure[@]}" --repeats 1 inversion
-within 100 step "${measure[@]}" --repeats 5 step
-within 50 edit "${measure[@]}" --repeats 3 edit
-within 40 kernels "${measure[@]}" --repeats 5 roofline kernels
-within 30 load "${measure[@]}" --repeats 1 load
-within 120 compile "${measure[@]}" --repeats 5 compile
+# Compiling the kernels takes longer than running them, and a process compiles on one core.
+kernels_tests() {
+    local part pids=() failed=0
+    for part in $(seq "$parts"); do
+        within 280 "kernels-tests-$part" "${tests[@]}" --part "$part/$parts" tests/kernels \
+            > /dev/null &
+        pids+=($!)
+    done
+    for part in $(seq "$parts"); do
+        wait "${pids[part - 1]}" || failed=1
+        tail -n 3 "$out/kernels-tests-$part.txt"
+    done
+    return "$failed"
+}
+
+run() {
+    case $1 in
+        checks) within 280 checks "${tests[@]}" --ignore tests/kernels tests ;;
+        kernels-tests) kernels_tests ;;
+        inversion) within 280 inversion "${measure[@]}" --repeats 1 inversion ;;
+        step) within 280 step "${measure[@]}" --repeats 5 step ;;
+        edit) within 120 edit "${measure[@]}" --repeats 3 edit ;;
+        kernels) within 120 kernels "${measure[@]}" --repeats 5 roofline kernels ;;
+        load) within 60 load "${measure[@]}" --repeats 1 load ;;
+        compile) within 280 compile "${measure[@]}" --repeats 5 compile ;;
+    esac
+}
+
+[ $# -ge 1 ] || set -- "${sections[@]}"
+failed=()
+for name in "$@"; do
+    run "$name" || failed+=("$name")
+done
+[ ${#failed[@]} -eq 0 ] || { echo "failed: ${failed[*]}"; exit 1; }

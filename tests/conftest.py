@@ -1,6 +1,7 @@
 """Models shared by the tests: the tiny random one in float64, and the embedded one."""
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from nti.kernels import linear_onednn
 
 from nti import Inversion, StableDiffusion, invert, load_model
+from selection import chosen
 from tiny import make_model
 from tolerances import MEASURED
 
@@ -18,6 +20,14 @@ PROMPT = "a cat sitting next to a mirror"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--errors", type=Path, help="write each test's largest relative error (CSV)")
+    parser.addoption("--cuda", action="store_true", help="only the tests that need CUDA")
+    parser.addoption("--part", metavar="I/N", help="every N-th test from the I-th on")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    kept = chosen(items, config.getoption("--cuda"), config.getoption("--part"))
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    items[:] = kept
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
@@ -27,6 +37,18 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
             writer = csv.writer(file)
             writer.writerow(["test", "dtype", "error"])
             writer.writerows((*key, f"{error:.1e}") for key, error in sorted(MEASURED.items()))
+
+
+@pytest.fixture(autouse=True)
+def full_float32() -> Iterator[None]:
+    """The tolerances of float32 are not TF32's, in which PyTorch convolves on CUDA by default."""
+    places = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [place.allow_tf32 for place in places]
+    for place in places:
+        place.allow_tf32 = False
+    yield
+    for place, allowed in zip(places, before, strict=True):
+        place.allow_tf32 = allowed
 
 
 @pytest.fixture(scope="session")

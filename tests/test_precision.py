@@ -84,3 +84,8 @@ def test_a_gradient_too_small_for_half_precision_still_arrives() -> None:
         )
     )
     assert made.losses.item() > 0 and made.adam.mean.abs().max() > 0
+
+
+def test_float32_is_not_rounded_to_tf32_in_tests() -> None:
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32
