@@ -1,33 +1,27 @@
 """What all providers are given: a model of random weights and tensors of its shape."""
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from nti.kernels.backend import resolve_backend
 from torch import Tensor, nn
 
 from nti.config import SD_V1, ModelConfig
+from nti.execution.steps import Steps
 from nti.model import StableDiffusion, skeletons
-from nti.networks.attention import set_backend
 from nti.networks.tokenizer import Tokenizer
-from nti.networks.unet import Begun, UNet
-from nti.sampling.schedule import Schedule, StepCoefficients
-from nti.sampling.step import AdamState
+from nti.networks.unet import UNet
+from nti.sampling.schedule import Schedule
+from nti.sampling.step import AdamState, IterationInputs, Noise
 
 __all__ = [
     "GUIDANCE",
     "QUICK",
-    "StepInputs",
-    "iteration_arguments",
     "moment_after",
     "random_model",
     "random_unet",
     "random_weights",
     "refuse_wrong",
-    "shipped_iteration",
     "step_inputs",
 ]
 
@@ -50,8 +44,9 @@ def random_model(
     *,
     whole: bool = False,
     backend: str = "auto",
+    recompute: bool = False,
 ) -> StableDiffusion:
-    """Return the architecture with weights of unit gain, drawn from a seed.
+    """Return the architecture with weights of unit gain, drawn from a seed; its steps are eager.
 
     Without `whole` it is the UNet alone, which is all that a step needs, and what the text encoder
     imports (open_clip) is not imported.
@@ -60,20 +55,27 @@ def random_model(
     if whole:
         networks = skeletons(config)
         vae, text, tokenizer = networks["vae"], networks["text"], Tokenizer()
-        random_weights(vae, dtype, device)
+        random_weights(vae, torch.float32 if dtype == torch.float16 else dtype, device)
         random_weights(text, dtype, device)
         text.restore_buffers(device)
-    unet = random_unet(config, dtype, device)
-    set_backend(unet, resolve_backend(backend, device, dtype))
+    backend = resolve_backend(backend, device, dtype)
+    unet = random_unet(config, dtype, device, backend=backend, recompute=recompute)
     return StableDiffusion(config, unet, vae, text, tokenizer)  # type: ignore[arg-type]
 
 
-def random_unet(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> UNet:
-    """Return the UNet alone, with the same weights."""
+def random_unet(
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    backend: str = "reference",
+    recompute: bool = False,
+) -> UNet:
+    """Return the UNet alone, with the same weights, in channels last."""
     with torch.device("meta"):
-        unet = UNet(config.unet)
+        unet = UNet(config.unet, backend=backend, recompute=recompute)
     random_weights(unet, dtype, device)
-    return unet.requires_grad_(False).eval()
+    return unet.to(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
@@ -87,29 +89,17 @@ def random_weights(network: nn.Module, dtype: torch.dtype, device: torch.device)
             parameter.uniform_(-bound, bound)
         else:
             parameter.fill_(1.0 if name.endswith("weight") else 0.0)
-
-
-@dataclass(frozen=True)
-class StepInputs:
-    """One timestep of one image."""
-
-    latent: Tensor
-    timestep: int
-    cond: Tensor
-    uncond: Tensor
-    eps_cond: Tensor
-    target: Tensor
-    step: StepCoefficients
+    network.requires_grad_(False).eval()
 
 
 def step_inputs(
     config: ModelConfig,
     side: int,
     device: torch.device,
-    predict: Callable[[Tensor, int, Tensor], Tensor],
+    noise: Noise,
     *,
     seed: int = 0,
-) -> StepInputs:
+) -> IterationInputs:
     """Return the tensors of an inner iteration on an image of `side` pixels, on a noise network."""
     g = torch.Generator().manual_seed(seed)
     latent_side = side // config.vae.downsampling
@@ -120,34 +110,33 @@ def step_inputs(
     context = (1, config.text.context_length, config.unet.context_dim)
     cond, uncond = normal(*context), normal(*context)
     latent, target = normal(1, 4, latent_side, latent_side), normal(1, 4, latent_side, latent_side)
-    schedule = Schedule.create(config.schedule, 50)
-    index = 25
+    schedule, index = Schedule.create(config.schedule, 50), 25
+    timestep = schedule.timestep(index, latent)
     with torch.no_grad():
-        eps_cond = predict(latent, schedule.timesteps[index], cond)
-    step = schedule.coefficients(index).to(latent)
-    return StepInputs(latent, schedule.timesteps[index], cond, uncond, eps_cond, target, step)
+        eps_cond = noise(latent, timestep, cond)
+    return IterationInputs(
+        uncond=uncond,
+        adam=AdamState.fresh(uncond),
+        active=torch.ones(1, dtype=torch.bool, device=device),
+        latent=latent,
+        timestep=timestep,
+        eps_cond=eps_cond,
+        target=target,
+        coefficients=schedule.coefficients(index).to(latent),
+        guidance_scale=torch.full((), GUIDANCE, device=device),
+        learning_rate=torch.full((), 1e-2, device=device),
+    )
 
 
-def shipped_iteration(model: StableDiffusion, begun: Begun, x: StepInputs) -> Tensor:
-    """Make an inner iteration on a latent that was begun before; see `moment_after`."""
-    return moment_after(model.null_text_iteration(begun, *iteration_arguments(x)))
+def moment_after(steps: Steps, x: IterationInputs) -> Tensor:
+    """Make an inner iteration, and read the loss as the early stop does.
 
-
-def iteration_arguments(x: StepInputs) -> tuple[Any, ...]:
-    """Return what an inner iteration takes after its network."""
-    active = torch.ones(1, dtype=torch.bool, device=x.latent.device)
-    adam = AdamState.fresh(x.uncond)
-    return x.uncond, adam, x.latent, x.eps_cond, x.target, x.step, GUIDANCE, 1e-2, active
-
-
-def moment_after(result: tuple[Tensor, AdamState, Tensor]) -> Tensor:
-    """Return Adam's first moment, a tenth of the gradient; the loss read as the early stop does.
-
-    Not the embedding: Adam's first step shows the gradient's signs alone.
+    Returns Adam's first moment, a tenth of the gradient. Not the embedding: Adam's first step shows
+    the gradient's signs alone.
     """
-    _, adam, loss = result
-    loss.tolist()
-    return adam.mean
+    made = steps.null_text_iteration(x)
+    made.losses.tolist()
+    return made.adam.mean
 
 
 def refuse_wrong(name: str, error: float, dtype: torch.dtype, bound: float) -> None:

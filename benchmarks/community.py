@@ -141,22 +141,24 @@ def _both(community: Community, case: str, repeats: int, steps: int, threshold: 
         )  # fmt: skip
 
     times = interleaved({PROVIDER: theirs, "nti": ours}, repeats, warmup=0)
-    record: Inversion = last["nti"]
+    inversion: Inversion = last["nti"]
     z_T, uncond = (x.cpu() for x in last[PROVIDER])
-    moved = record.uncond - model.encode_text([""]).cpu()
-    error = float((uncond[:, 0] - record.uncond).norm() / moved.norm())
+    moved = inversion.uncond - model.encode_text([""]).cpu()
+    error = float((uncond[:, 0] - inversion.uncond).norm() / moved.norm())
     if error > 1e-2:
         raise RuntimeError(
             f"community: the embeddings differ by {error:.1e} of the way that they went"
         )
-    records = {
-        PROVIDER: replace(record, uncond=uncond[:, 0], pivot=torch.cat([z_T, record.pivot[1:]])),
-        "nti": record,
+    inversions = {
+        PROVIDER: replace(
+            inversion, uncond=uncond[:, 0], pivot=torch.cat([z_T, inversion.pivot[1:]])
+        ),
+        "nti": inversion,
     }
     quality, unit = dict.fromkeys(times, error), "between the embeddings' changes"
     if threshold > 0:  # of random weights no picture comes
-        bound, unit = decoded_pivot(model, record), "dB from the decoded pivot"
-        quality = {name: image_psnr(bound, reconstruct(model, records[name])) for name in times}
+        bound, unit = decoded_pivot(model, inversion), "dB from the decoded pivot"
+        quality = {name: image_psnr(bound, reconstruct(model, inversions[name])) for name in times}
     return [
         make_row(
             "community", provider, case, dtype=model.dtype, milliseconds=times[provider],

@@ -12,7 +12,7 @@ import torch
 from PIL.Image import Image
 
 from cases import random_model
-from nti import Inversion, compile_model, invert, load_model, reconstruct
+from nti import Inversion, InversionSettings, invert_batch, load_model, reconstruct
 from nti.config import SD_V1
 from nti.demo import psnr, sample_captions, sample_image
 from nti.image import load_image, to_pil
@@ -32,13 +32,12 @@ def inversions(
         model = random_model(SD_V1, torch.float16, device, whole=True)
         for batch in (1, 4):
             # Of its own, so that a batch's peak is without the graphs of the one before it.
-            graphs = compile_model(model, backend="cuda-graph")
+            graphs = model.with_execution("cuda-graph")
             yield _by_batch(graphs, "Stable Diffusion v1, 512 px", (batch,), 1, steps)[0]
     exact = None
     for each in dict.fromkeys((torch.float32, dtype)):
-        model = load_model(device=device, dtype=each)
-        if device.type == "cuda":
-            model = compile_model(model, backend="cuda-graph")
+        execution = "cuda-graph" if device.type == "cuda" else "eager"
+        model = load_model(device=device, dtype=each, execution=execution)
         rows, image = _by_batch(model, "embedded model", (1, 2, 6), repeats, steps, exact)
         exact = exact or image
         yield rows
@@ -59,9 +58,10 @@ def _by_batch(
     def run(batch: int) -> None:
         some = [captions[i % len(captions)] for i in range(batch)]
         images = [str(sample_image(sample)) for sample, _ in some]
-        made[batch] = invert(model, images, [caption for _, caption in some], steps=steps)
+        settings = InversionSettings(steps=steps)
+        made[batch] = invert_batch(model, images, [caption for _, caption in some], settings)
 
-    warmup = int(model.device.type == "cuda")  # the graphs are recorded then
+    warmup = int(model.device.type == "cuda")  # the graphs are captured then
     if warmup:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -74,7 +74,7 @@ def _by_batch(
         bound, unit = exact, "dB from float32's image"
         if bound is None:
             bound, unit = decoded_pivot(model, first), "dB from the decoded pivot"
-        iterations = mean(int((~record.losses.isnan()).sum()) for record in made[batch])
+        iterations = mean(int((~each.losses.isnan()).sum()) for each in made[batch])
         rows.append(
             make_row(
                 "inversion", "nti", f"{name}, batch {batch}, {steps} steps", dtype=model.dtype,
@@ -86,9 +86,9 @@ def _by_batch(
     return rows, images[0]
 
 
-def decoded_pivot(model: StableDiffusion, record: Inversion) -> Image:
+def decoded_pivot(model: StableDiffusion, inversion: Inversion) -> Image:
     """Return what the autoencoder makes of z_0: the bound of any reconstruction."""
-    return to_pil(model.decode_latent(record.pivot[-1:].to(model.device)))[0]
+    return to_pil(model.decode_latent(inversion.pivot[-1:].to(model.device)))[0]
 
 
 def image_psnr(a: Image, b: Image) -> float:

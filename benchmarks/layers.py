@@ -1,7 +1,8 @@
 """Section `layers`: choices of the CPU path, a layer at a time, forward and backward, on a UNet's
 shapes.
 
-`oneDNN` against `PyTorch`: from how much work on the way to oneDNN pays (`nti.networks.frozen`).
+`oneDNN` against `PyTorch`: from how much work on the way to oneDNN pays, which is `WORTH` in
+`nti.kernels.linear_onednn`.
 `one product` against `three`: q, k and v by a matrix of their own each, or by one that holds all
 three. `time projections` is what computing them once a timestep would save of an iteration.
 """
@@ -11,11 +12,11 @@ from functools import partial
 from unittest import mock
 
 import torch
+from nti.kernels import linear_onednn
 from torch import Tensor, nn
 
 from nti.config import ModelConfig
-from nti.networks import frozen
-from nti.networks.frozen import Conv2d, Linear
+from nti.networks.layers import Conv2d, Linear
 from rows import Row, make_row
 from timing import interleaved
 
@@ -32,25 +33,27 @@ def layers(config: ModelConfig, repeats: int) -> list[Row]:
     """Time them on the CPU of a PyTorch that has oneDNN."""
     rows = []
     for channels, positions in PRODUCTS:
-        layer = _frozen(Linear(channels, channels))
+        layer = _frozen(Linear(channels, channels, backend="onednn"))
         run = _pass(lambda x, layer=layer: (layer(x),), torch.randn(1, positions, channels))
         rows += _rows(f"linear, {channels} channels, {positions} positions", _both(run), repeats)
     for channels, side in CONVOLUTIONS:
         x = torch.randn(1, channels, side, side).to(memory_format=torch.channels_last)
-        layer = _frozen(Conv2d(channels, channels, 3, padding=1))
+        layer = _frozen(Conv2d(channels, channels, 3, padding=1, backend="onednn"))
         run = _pass(lambda x, layer=layer: (layer(x),), x)
         rows += _rows(f"3x3, {channels} channels, {side} x {side}", _both(run), repeats)
     for channels, positions in PROJECTED:
         x = torch.randn(1, positions, channels)
-        three = [_frozen(Linear(channels, channels, bias=False)) for _ in range(3)]
-        one = _frozen(Linear(channels, 3 * channels, bias=False))
+        three = [
+            _frozen(Linear(channels, channels, bias=False, backend="onednn")) for _ in range(3)
+        ]
+        one = _frozen(Linear(channels, 3 * channels, bias=False, backend="onednn"))
         calls = {
             "three": _pass(lambda x, each=three: tuple(one(x) for one in each), x),
             "one product": _pass(lambda x, all_=one: all_(x).chunk(3, dim=-1), x),
         }
         rows += _rows(f"q, k, v, {channels} channels, {positions} positions", calls, repeats)
     time = torch.randn(1, 4 * config.unet.channels)
-    blocks = [_frozen(Linear(time.shape[1], width)) for width in _widths(config)]
+    blocks = [_frozen(Linear(time.shape[1], width, backend="onednn")) for width in _widths(config)]
     calls = {"time projections": lambda: [block(time) for block in blocks]}
     return rows + _rows(f"{len(blocks)} of {config.unet.channels} channels", calls, repeats)
 
@@ -60,8 +63,12 @@ def _both(run: Callable[[], object]) -> dict[str, Callable[[], object]]:
 
 
 def _from(worth: int, run: Callable[[], object]) -> None:
-    with mock.patch.object(frozen, "WORTH", worth):
+    with mock.patch.object(linear_onednn, "WORTH", worth):
         run()
+
+
+def _unbiased(c_in: int, c_out: int) -> Linear:
+    return Linear(c_in, c_out, bias=False, backend="onednn")
 
 
 def _frozen(layer: nn.Module) -> nn.Module:

@@ -1,5 +1,5 @@
 """Section `edit`: a word-for-word edit with the default windows, against the published batch of
-four rows with every attention map in memory: ten steps, on CUDA all fifty, and there recorded as a
+four rows with every attention map in memory: ten steps, on CUDA all fifty, and there captured as a
 CUDA graph, too. Decoding is the same for all and left out.
 """
 
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from cases import random_model, refuse_wrong
-from nti import compile_model, edit
+from nti import edit_latents
 from nti.config import ModelConfig
 from nti.editing.alignment import align
-from nti.inversion.record import Inversion
+from nti.editing.plan import EditPlan
+from nti.inversion.inversion import Inversion
 from nti.model import StableDiffusion
 from peers import PublishedBatch, diffusers_unet
 from roofline import forward_tflop
@@ -27,17 +28,9 @@ W = 7.5
 SOURCE, EDITED = "a cat sitting next to a mirror", "a tiger sitting next to a mirror"
 
 
-class WithoutDecoder(StableDiffusion):
-    """A model whose images are black."""
-
-    def decode_latent(self, latent: Tensor) -> Tensor:
-        """Return (B, 3, 8, 8) of -1."""
-        return latent.new_full((len(latent), 3, 8, 8), -1.0)
-
-
 @dataclass(frozen=True)
 class Published:
-    """The edit as it is published, on the record's embeddings."""
+    """The edit as it is published, on the inversion's embeddings."""
 
     model: StableDiffusion
     batch: PublishedBatch
@@ -72,25 +65,24 @@ def edits(
 ) -> list[Row]:
     """Time them on an image of `side` pixels."""
     steps = 50 if device.type == "cuda" else 10
-    whole = random_model(config, dtype, device, whole=True)
-    model = WithoutDecoder(config, whole.unet, whole.vae, whole.text, whole.tokenizer)
+    model = random_model(config, dtype, device, whole=True)
     inversion = _random_inversion(model, side, steps)
     finest = (side // config.vae.downsampling // 2) ** 2
     published = Published(model, PublishedBatch(diffusers_unet(model.unet), finest), inversion)
     ours: dict[str, StableDiffusion] = {"nti": model}
     if device.type == "cuda":
-        ours["nti, CUDA graph"] = graphs = compile_model(model, backend="cuda-graph")
-        graphs.decode_latent = model.decode_latent  # type: ignore[method-assign]
+        ours["nti, CUDA graph"] = model.with_execution("cuda-graph")
+    plan = EditPlan.create(model.tokenizer, SOURCE, EDITED, steps=steps, mode="replace")
     theirs = published.run()[1:].cpu()
     errors = {}
     for name, each in ours.items():
-        same = edit(each, inversion, EDITED, mode="replace", replay=False).latents[-1]
+        same = edit_latents(each, inversion, plan, replay=False).latents[-1].cpu()
         errors[name] = float((same - theirs).norm() / (theirs - inversion.latents[:1]).norm())
         refuse_wrong(f"edit, {name}", errors[name], dtype, 1e-2)
     calls: dict[str, Callable[[], object]] = {"published batch": published.run}
     for name, each in ours.items():
-        calls[name] = partial(edit, each, inversion, EDITED, mode="replace")
-    # On CUDA the first turn records.
+        calls[name] = partial(_planned, each, inversion)
+    # On CUDA the first turn captures.
     times = interleaved(calls, repeats, warmup=int(device.type == "cuda"))
     case = f"{config.unet.channels} channels, {side} px, {steps} steps"
     # The edit's two rows, and the source's while its attention is needed.
@@ -106,8 +98,14 @@ def edits(
     ]  # fmt: skip
 
 
+def _planned(model: StableDiffusion, inversion: Inversion) -> Tensor:
+    """Plan and edit, as `nti.edit` does; return the last latents."""
+    plan = EditPlan.create(model.tokenizer, SOURCE, EDITED, steps=inversion.steps, mode="replace")
+    return edit_latents(model, inversion, plan).latents[-1].cpu()
+
+
 def _random_inversion(model: StableDiffusion, side: int, steps: int) -> Inversion:
-    """A record of the right shapes: how long an edit takes does not depend on what is in it."""
+    """An inversion of the right shapes: how long an edit takes does not depend on what is in it."""
     g = torch.Generator().manual_seed(0)
     latent_side = side // model.config.vae.downsampling
     latents = torch.randn(steps + 1, 4, latent_side, latent_side, generator=g)

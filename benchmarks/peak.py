@@ -11,9 +11,10 @@ from timing import own_peak_mib, resident_peak_mib
 
 BASE = resident_peak_mib()
 
-from cases import QUICK, random_model, random_unet, shipped_iteration, step_inputs  # noqa: E402
-from nti import compile_model, load_model  # noqa: E402
+from cases import QUICK, moment_after, random_model, random_unet, step_inputs  # noqa: E402
+from nti import load_model  # noqa: E402
 from nti.config import SD_V1, ModelConfig  # noqa: E402
+from nti.execution.cuda_graph import captured_steps  # noqa: E402
 
 
 def main() -> None:
@@ -40,14 +41,11 @@ def _ours(
     provider: str, config: ModelConfig, side: int, dtype: torch.dtype, device: torch.device
 ) -> float:
     imported = own_peak_mib()
-    model = random_model(config, dtype, device)
-    model.unet.recompute = "low" in provider
-    x = step_inputs(config, side, device, model.predict_noise)
-    begun = model.begin(x.latent, x.timestep)
-    if "graph" in provider:
-        model = compile_model(model, backend="cuda-graph")
+    model = random_model(config, dtype, device, recompute="low" in provider)
+    x = step_inputs(config, side, device, model.steps.noise)
+    steps = captured_steps(model.steps) if "graph" in provider else model.steps
     for _ in range(2):
-        shipped_iteration(model, begun, x)
+        moment_after(steps, x)
     return imported
 
 

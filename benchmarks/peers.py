@@ -12,10 +12,11 @@ from diffusers import UNet2DConditionModel
 from nti.weights_loader import unet_layouts
 from torch import Tensor
 
-from cases import GUIDANCE, StepInputs
+from cases import GUIDANCE
 from nti.config import UNetConfig
 from nti.networks.unet import UNet
 from nti.sampling.schedule import StepCoefficients
+from nti.sampling.step import IterationInputs
 
 __all__ = ["PublishedBatch", "PublishedLoop", "diffusers_unet", "empty_unet"]
 
@@ -48,7 +49,9 @@ def diffusers_unet(unet: UNet) -> UNet2DConditionModel:
     return theirs.requires_grad_(False).eval()
 
 
-def noise(unet: UNet2DConditionModel, latent: Tensor, timestep: int, context: Tensor) -> Tensor:
+def noise(
+    unet: UNet2DConditionModel, latent: Tensor, timestep: int | Tensor, context: Tensor
+) -> Tensor:
     """eps_theta(z_t, t, C) in the latent's dtype, computed in the network's."""
     out = unet(latent.to(unet.dtype), timestep, encoder_hidden_states=context.to(unet.dtype))
     eps: Tensor = out.sample.to(latent.dtype)
@@ -61,7 +64,7 @@ class PublishedLoop:
     def __init__(self, unet: UNet2DConditionModel, *, frozen: bool) -> None:
         self.unet, self.frozen = unet, frozen
 
-    def iterate(self, x: StepInputs) -> Tensor:
+    def iterate(self, x: IterationInputs) -> Tensor:
         """Make one step of Adam; return its first moment, a tenth of the gradient."""
         # Shared weights: what another provider needs frozen is made trainable for this call alone.
         self.unet.requires_grad_(not self.frozen)
@@ -69,7 +72,8 @@ class PublishedLoop:
         adam = torch.optim.Adam([uncond], lr=1e-2)
         eps_uncond = noise(self.unet, x.latent, x.timestep, uncond)
         eps = eps_uncond + GUIDANCE * (x.eps_cond - eps_uncond)
-        loss = F.mse_loss(x.step.latent * x.latent + x.step.eps * eps, x.target)
+        step = x.coefficients
+        loss = F.mse_loss(step.latent * x.latent + step.eps * eps, x.target)
         adam.zero_grad()
         loss.backward()
         adam.step()

@@ -9,19 +9,18 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from nti.kernels.linear import is_onednn, linear
+from nti.kernels.backend import has_onednn
+from nti.kernels.linear import linear
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nti.config import ModelConfig
-from nti.networks.unet import UNet
 from peers import empty_unet
 from rows import Row, make_row
 from timing import interleaved
 
 __all__ = [
-    "begun_tflop",
     "forward_tflop",
     "inversion_tflop",
     "iteration_tflop",
@@ -34,9 +33,9 @@ def products(repeats: int, dtype: torch.dtype, device: torch.device) -> list[Row
     n = 4096 if device.type == "cpu" else 8192
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     calls = {"PyTorch": partial(F.linear, a, b)}
-    if is_onednn(a):
-        calls["oneDNN"] = partial(linear, a, b)
-        torch.testing.assert_close(linear(a, b), F.linear(a, b), rtol=1e-3, atol=1e-3)
+    if has_onednn(device, dtype):
+        calls["oneDNN"] = partial(linear, a, b, backend="onednn")
+        torch.testing.assert_close(calls["oneDNN"](), F.linear(a, b), rtol=1e-3, atol=1e-3)
     return [
         make_row(
             "roofline", name, f"a product of {n} x {n}", dtype=dtype, milliseconds=times,
@@ -57,11 +56,8 @@ def forward_tflop(config: ModelConfig, side: int) -> float:
 
 def inversion_tflop(config: ModelConfig, side: int, steps: int, iterations: float) -> float:
     """Of DDIM inversion and null-text optimization of an image, encoding left out."""
-    forward, begun = forward_tflop(config, side), begun_tflop(config, side)
-    # A timestep: the pivot's noise; then the conditional and the last unconditional noise, begun
-    # together with its iterations.
-    rest = iteration_tflop(config, side) - begun
-    return steps * (3 * forward - begun) + iterations * rest
+    # A timestep: the pivot's noise, the conditional and the last unconditional noise.
+    return steps * 3 * forward_tflop(config, side) + iterations * iteration_tflop(config, side)
 
 
 def iteration_tflop(config: ModelConfig, side: int) -> float:
@@ -74,15 +70,6 @@ def iteration_tflop(config: ModelConfig, side: int) -> float:
     with torch.device("meta"), _counted() as counter:
         latent, timestep, uncond = _inputs(config, side)
         unet(latent, timestep, encoder_hidden_states=uncond).sample.sum().backward()
-    return counter.get_total_flops() / 1e12
-
-
-def begun_tflop(config: ModelConfig, side: int) -> float:
-    """Of it, what does not depend on the embedding and is done once a timestep."""
-    with torch.device("meta"):
-        unet = UNet(config.unet).requires_grad_(False)
-    with torch.device("meta"), _counted() as counter:
-        unet.begin(*_inputs(config, side)[:2])
     return counter.get_total_flops() / 1e12
 
 

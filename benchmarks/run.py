@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from nti.kernels.linear import is_onednn
+from nti.kernels.backend import has_onednn
 
 from cases import QUICK
 from community import Pipeline, community, pipeline_class
@@ -71,7 +71,7 @@ def main() -> None:
         parser.error(f"--community: only for section community, got {' '.join(named)}")
     if "kernels" in named and device.type != "cuda":
         parser.error("kernels: only on CUDA")
-    onednn = is_onednn(torch.empty(1, device=device))
+    onednn = has_onednn(device, torch.float32)
     if "layers" in named and not onednn:
         parser.error("layers: only on a CPU (CUDA_VISIBLE_DEVICES= hides a GPU) and with oneDNN")
     left_out = {"compile", "kernels"} if device.type == "cpu" else set()

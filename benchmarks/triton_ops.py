@@ -12,7 +12,7 @@ from nti.kernels.group_norm import group_norm
 from nti.kernels.self_attention import self_attention
 from torch import Tensor
 
-from nti.cuda_graph import record
+from nti.execution.cuda_graph import capture_graph
 from rows import Row, make_row
 from timing import interleaved
 
@@ -125,8 +125,8 @@ def _compare(case: str, call: Call, x: Inputs, repeats: int, tflop: float = 0.0)
             out = call(x, backend)
         return out
 
-    # Recorded, as Python takes longer to launch a kernel than the kernel to run.
-    replays = {backend: record(partial(several, backend), ())[0] for backend in errors}
+    # Captured, as Python takes longer to launch a kernel than the kernel to run.
+    replays = {backend: capture_graph(partial(several, backend), ())[0] for backend in errors}
     times = interleaved(replays, repeats, warmup=3)
     return [
         make_row(

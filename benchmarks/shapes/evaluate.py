@@ -20,15 +20,21 @@ from statistics import mean, median
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dataset import HELD_OUT
 from edits import EditCase, cases
 from measure import Pixels, psnr, untouched_psnr
-from nti import Inversion, StableDiffusion, edit, load_model
-from nti.inversion.ddim import ddim_invert
-from nti.inversion.null_text import optimize_null_text
-from nti.inversion.sampling import sample
+from nti import (
+    Inversion,
+    InversionSettings,
+    StableDiffusion,
+    edit,
+    invert_batch,
+    load_model,
+    sample,
+)
 from scene import Scene, random_scene, render
 
 STEPS, INNER_STEPS = 50, 10
@@ -74,32 +80,22 @@ def to_pixels(images: Tensor) -> list[Pixels]:
     return list(scaled.permute(0, 2, 3, 1).cpu().numpy())
 
 
-def invert_batch(
+def invert_scenes(
     model: StableDiffusion, scenes: Sequence[Scene], guidance: float
 ) -> tuple[list[Inversion], Tensor]:
     """Null-text invert scenes at once; also return plain DDIM's z_0 at that guidance."""
-    schedule = model.schedule(STEPS)
-    cond = model.encode_text([scene.caption() for scene in scenes])
-    null = model.encode_text([""]).expand(len(scenes), -1, -1).contiguous()
-    latent = model.encode_image(to_tensor([render(scene) for scene in scenes]))
-    pivot = ddim_invert(model, latent, cond, schedule)
-    plain = sample(model, pivot[0], cond, null.expand(STEPS, -1, -1, -1), schedule, guidance)
-    result = optimize_null_text(
-        model, pivot, cond, null, schedule, guidance_scale=guidance, inner_steps=INNER_STEPS
+    settings = InversionSettings(steps=STEPS, guidance_scale=guidance, inner_steps=INNER_STEPS)
+    captions = [scene.caption() for scene in scenes]
+    images = [Image.fromarray(render(scene)) for scene in scenes]
+    inversions = invert_batch(model, images, captions, settings)
+    plain = sample(
+        model.steps,
+        torch.stack([x.pivot[0] for x in inversions]).to(model.device),
+        model.encode_text(captions),
+        model.encode_text([""]).expand(STEPS, len(scenes), -1, -1),
+        model.schedule(STEPS),
+        guidance,
     )
-    inversions = [
-        Inversion(
-            prompt=scene.caption(),
-            method="null-text",
-            guidance_scale=guidance,
-            model_name=model.config.name,
-            uncond=result.uncond[:, i],
-            pivot=pivot[:, i],
-            latents=result.latents[:, i],
-            losses=result.losses[:, i],
-        )
-        for i, scene in enumerate(scenes)
-    ]
     return inversions, plain[-1]
 
 
@@ -124,18 +120,18 @@ def invert_all(
     found = Inverted(scenes, [], {"autoencoder": [], "ddim": [], "null-text": []})
     for start in range(0, len(scenes), BATCH):
         some = scenes[start : start + BATCH]
-        records = [folder / f"{scene.seed}-w{guidance:g}.nti.safetensors" for scene in some]
+        files = [folder / f"{scene.seed}-w{guidance:g}.nti.safetensors" for scene in some]
         zeros = [folder / f"{scene.seed}-w{guidance:g}.ddim.pt" for scene in some]
         if not all(path.exists() for path in zeros):
-            for record, zero, made, latent in zip(
-                records, zeros, *invert_batch(model, some, guidance), strict=True
+            for file, zero, made, latent in zip(
+                files, zeros, *invert_scenes(model, some, guidance), strict=True
             ):
-                made.save(record)
+                made.save(file)
                 torch.save(latent.cpu().clone(), zero)
-        inversions = [Inversion.load(path) for path in records]
+        inversions = [Inversion.load(path) for path in files]
         plain = torch.stack([torch.load(path) for path in zeros])
         again = sample(
-            model,
+            model.steps,
             torch.stack([x.pivot[0] for x in inversions]).to(model.device),
             model.encode_text([x.prompt for x in inversions]),
             torch.stack([x.uncond for x in inversions], dim=1).to(model.device),
