@@ -6,11 +6,11 @@ that takes longer than the product does.
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from nti.kernels.conv2d import _Conv2d, reference
 from nti.kernels.linear_onednn import check, pays, product
 from torch import Tensor
-from torch import channels_last as CHANNELS_LAST
 
 __all__ = ["columns", "conv2d", "scatter_columns"]
 
@@ -33,8 +33,8 @@ def _is_product(x: Tensor, weight: Tensor, stride: int) -> bool:
     return (
         pays(positions, weight)
         and (positions <= weight.shape[0] or weight.shape[-1] == 1)
-        and x.is_contiguous(memory_format=CHANNELS_LAST)
-        and weight.is_contiguous(memory_format=CHANNELS_LAST)
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and weight.is_contiguous(memory_format=torch.channels_last)
     )
 
 
@@ -73,7 +73,7 @@ def scatter_columns(
     b, h, w, c = shape
     out = patches.new_zeros(b, h + 2 * padding, w + 2 * padding, c)
     rows, cols = patches.shape[1] * stride, patches.shape[2] * stride
-    for i, patch in enumerate(patches.split(c, dim=-1)):
+    for i, patch in enumerate(torch.split(patches, c, dim=-1)):
         y, x = divmod(i, kernel)
         out[:, y : y + rows : stride, x : x + cols : stride] += patch
     return out[:, padding : padding + h, padding : padding + w]

@@ -1,14 +1,18 @@
 """Half precision in the networks, at least float32 everywhere else."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
+import nti
 from nti import Inversion, StableDiffusion, edit, invert, load_model, reconstruct
 from nti.demo import psnr, sample_captions, sample_image
 from nti.image import load_image
 from nti.inversion.inversion import TENSORS
 from nti.sampling.step import AdamState, IterationInputs
 from tiny import make_model
+from tolerances import RELATIVE, assert_close, relative_error
 
 PROMPT, TIGER = "a cat sitting next to a mirror", "a tiger sitting next to a mirror"
 HALF = [torch.float16, torch.bfloat16]
@@ -50,6 +54,55 @@ def test_half_networks_reconstruct_as_well_and_keep_the_rest_in_float32(
     assert result.latents.dtype == torch.float32 and result.latents.isfinite().all()
     assert result.masks is not None
     assert result.masks[-1].any() and not result.masks[-1].all()
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def exact() -> StableDiffusion:
+    return load_model(device="cpu", dtype=torch.float64)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("name", ["purple-circle", "heart-and-cross"])
+def test_float32_is_exact_from_the_file_to_the_noise(
+    embedded: StableDiffusion, exact: StableDiffusion, name: str
+) -> None:
+    """Through what users call: an image file comes with its channels last in memory."""
+    image = load_image(sample_image(name), 128)
+    assert image.stride(1) == 1
+    z = embedded.encode_image(image)
+    z_exact = exact.encode_image(image.double())
+    assert_close(z, z_exact.float())
+    assert torch.equal(z, embedded.encode_image(image.contiguous()))
+    last = z.to(memory_format=torch.channels_last)
+    assert_close(embedded.decode_latent(last), exact.decode_latent(last.double()).float())
+    prompt = sample_captions()[name]
+    found, expected = (
+        model.steps.noise(last.to(model.dtype), 481, model.encode_text([prompt]))
+        for model in (embedded, exact)
+    )
+    assert_close(found, expected.float())
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_reconstruction_in_float32_is_that_in_float64(
+    embedded: StableDiffusion, exact: StableDiffusion
+) -> None:
+    image = load_image(sample_image(NAME), 128)
+    made = [
+        invert(m, image, sample_captions()[NAME], steps=4, method="ddim", guidance_scale=3.0)
+        for m in (embedded, exact)
+    ]
+    latents = [nti.reconstruct_latents(m, i) for m, i in zip((embedded, exact), made, strict=True)]
+    # Eight passes of the UNet, each fed with what the one before left.
+    assert relative_error(latents[0], latents[1].float()) < 10 * RELATIVE[torch.float32]
 
 
 def test_a_float64_model_is_float64_throughout(model: StableDiffusion) -> None:

@@ -29,11 +29,11 @@ def assert_close(a: Tensor, b: Tensor) -> None:
     """Fail where two tensors differ by more than their dtype allows, or hold a NaN."""
     assert a.shape == b.shape
     error = relative_error(a, b)
-    record(error, b.dtype)
+    note_error(error, b.dtype)
     assert error <= RELATIVE[b.dtype], f"relative error {error:.2e}"
 
 
-def record(error: float, dtype: torch.dtype) -> None:
+def note_error(error: float, dtype: torch.dtype) -> None:
     """Keep a test's largest error."""
     key = os.environ["PYTEST_CURRENT_TEST"].split(" ")[0], str(dtype).removeprefix("torch.")
     MEASURED[key] = max(error, MEASURED.get(key, 0.0))

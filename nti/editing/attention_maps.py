@@ -86,8 +86,9 @@ def self_attention_components(maps: Tensor, count: int) -> Tensor:
             " most as many components as positions"
         )
     rows = maps.flatten(0, 1).double()
-    components = torch.linalg.svd(rows - rows.mean(dim=1, keepdim=True)).Vh[:count]
-    return components.unflatten(1, (height, width)).to(maps.dtype)
+    centred = rows - rows.mean(dim=1, keepdim=True)
+    components: Tensor = torch.linalg.svd(centred).Vh[:count]
+    return components.view(count, height, width).to(maps.dtype)
 
 
 @dataclass(eq=False)

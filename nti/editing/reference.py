@@ -104,7 +104,7 @@ class MapEdit:
         found = (self.total * words[:, None]).sum(dim=-1)
         shrink = (size[0] * size[1] // found.shape[1]) ** 0.5
         sides = round(size[0] / shrink), round(size[1] / shrink)
-        found = found.unflatten(1, sides)[:, None]
+        found = found.view(-1, 1, *sides)
         if pool:
             found = F.max_pool2d(found, 3, 1, 1)
         found = F.interpolate(found, size=size)[:, 0]
@@ -145,6 +145,6 @@ def edit_reference(
         context = torch.cat([uncond[i].expand(rows, -1, -1), cond])
         t = schedule.timestep(i, batch)
         eps, _ = controlled_noise(model.unet, batch, t, context, None, edit)
-        guided = guided_noise(*eps.chunk(2), inversion.guidance_scale)
+        guided = guided_noise(eps[:rows], eps[rows:], inversion.guidance_scale)
         latents.append(edit.after_step(ddim_step(latents[-1], guided, schedule.coefficients(i))))
     return torch.stack(latents)

@@ -101,7 +101,7 @@ def graph_failure(backend: str, device: torch.device, dtype: torch.dtype, captur
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         unet = UNet(PROBE, backend=backend).requires_grad_(False)
-    unet = unet.to(device, dtype, memory_format=torch.channels_last)
+    unet = unet.to(device, dtype).to(memory_format=torch.channels_last)
     eager = eager_steps(unet)
     captured = captured_steps(eager, capture=capture)
     try:

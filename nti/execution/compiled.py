@@ -46,7 +46,7 @@ def compiled_steps(steps: Steps, *, compiler: str | Function = "inductor") -> St
             f"torch: got {torch.__version__}, expected 2.11 or newer to compile the steps:"
             " upgrade it, or choose execution='cuda-graph' or 'eager'"
         )
-    known = torch.compiler.list_backends(exclude_tags=())  # type: ignore[no-untyped-call]
+    known = torch.compiler.list_backends(exclude_tags=())
     if isinstance(compiler, str) and compiler not in known:
         raise ValueError(f"compiler: got {compiler!r}, expected one of {', '.join(known)}")
     unet = steps.unet

@@ -66,7 +66,7 @@ def reference(
             eps = guided_noise(steps.noise(latent, t, uncond), eps_cond, guidance_scale)
             loss = F.mse_loss(ddim_step(latent, eps, step), pivot[i + 1])
             adam.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             adam.step()
             if loss < threshold(i, schedule.steps):
                 break

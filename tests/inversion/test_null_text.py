@@ -15,7 +15,7 @@ from nti.inversion.null_text import (
 )
 from nti.inversion.sampling import sample
 from nti.sampling.schedule import ddim_step
-from tolerances import RELATIVE_OPTIMIZED, assert_close, record, relative_error
+from tolerances import RELATIVE_OPTIMIZED, assert_close, note_error, relative_error
 
 T, W = 4, 3.0
 
@@ -74,7 +74,7 @@ def test_it_is_the_reference_embedding_by_embedding(setting: Setting, stops: boo
     for ours, plain in zip(found.uncond, expected, strict=True):
         # Adam divides by the gradient's own size, so rounding grows where a gradient is near zero.
         error = relative_error(ours, plain)
-        record(error, ours.dtype)
+        note_error(error, ours.dtype)
         assert error < RELATIVE_OPTIMIZED
     again = sample(
         setting.model.steps, setting.pivot[0, :1], setting.cond[:1], expected, setting.schedule, W

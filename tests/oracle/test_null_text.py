@@ -8,7 +8,7 @@ from torch import Tensor
 import nti
 from oracle_unet import converted_unet
 from tiny import SD_LIKE, make_model
-from tolerances import RELATIVE_OPTIMIZED, assert_close, record, relative_error
+from tolerances import RELATIVE_OPTIMIZED, assert_close, note_error, relative_error
 
 T, N, W = 10, 10, 7.5
 
@@ -85,5 +85,5 @@ def test_inversion_agrees_embedding_by_embedding() -> None:
     assert relative_error(theirs[-1], null[0]) > 1e-2
     for i in range(T):
         error = relative_error(ours.uncond[i], theirs[i])
-        record(error, torch.float64)
+        note_error(error, torch.float64)
         assert error < RELATIVE_OPTIMIZED, f"embedding {i}: relative error {error:.2e}"
