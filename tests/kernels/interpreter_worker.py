@@ -14,6 +14,8 @@ import warnings
 
 os.environ["TRITON_INTERPRET"] = "1"
 
+import torch  # noqa: E402
+
 import attention_checks  # noqa: E402 (after the variable is set)
 import layer_checks  # noqa: E402
 
@@ -22,6 +24,7 @@ CHECKS = attention_checks.CHECKS | layer_checks.CHECKS
 
 def main() -> None:
     warnings.simplefilter("ignore")
+    torch.set_num_threads(1)  # as in conftest.py
     for name in sys.argv[1:]:
         start, error = time.process_time(), None
         os.environ["PYTEST_CURRENT_TEST"] = name  # the table of errors asks for it
