@@ -12,6 +12,7 @@ from nti.kernels.geglu import geglu
 from nti.kernels.geglu_triton import geglu_backward, geglu_forward
 from nti.kernels.group_norm import group_norm
 from nti.kernels.group_norm_triton import group_norm_backward, group_norm_forward
+from nti.kernels.self_check import failures
 from torch import Tensor
 
 from attention_checks import TOKENS, small_unet
@@ -204,6 +205,11 @@ def check_the_compiler_fuses_its_own(device: str) -> None:
     assert not [name for name in targets if "_fwd" in name]
 
 
+def check_the_self_check_passes(device: str, name: str, dtype: str) -> None:
+    """What decides whether `auto` uses the kernels finds nothing wrong with them."""
+    assert failures("triton", torch.device(device), DTYPES[dtype]) == ()
+
+
 def check_refusals(device: str) -> None:
     """What the kernels do not do is said, not done by somebody else."""
     draw = normal("refusals", torch.float32, device)
@@ -245,6 +251,8 @@ def _checks() -> dict[str, Callable[[str], None]]:
     if compiles():
         add("layers-vjp-in-one-graph", check_vjp_in_one_graph)
     add("layers-in-a-compiled-graph", check_the_compiler_fuses_its_own)
+    for dtype in ("f16", "bf16"):
+        add(f"layers-self-check-{dtype}", check_the_self_check_passes, dtype)
     add("layers-refusals", check_refusals)
     return checks
 
