@@ -16,7 +16,10 @@ import torch
 from rows import environment
 
 ROOT = Path(__file__).parent.parent
-TESTS = ("tests/oracle", "tests/editing", "tests/kernels", "tests/sampling", "tests/inversion")
+TESTS = (
+    "tests/oracle", "tests/editing", "tests/kernels", "tests/sampling", "tests/inversion",
+    "tests/test_precision.py",
+)  # fmt: skip
 PAGE, ROWS = ROOT / "docs" / "fidelity.md", ROOT / "benchmarks" / "results" / "fidelity.csv"
 TABLE = re.compile(r"(<!-- errors -->\n).*(<!-- end -->)", re.DOTALL)
 
