@@ -198,8 +198,8 @@ def load_model(
             `triton` (CUDA), or `auto`: oneDNN for float32 on a CPU, Triton for half precision on
             CUDA if its kernels pass their self-check, else the reference.
         memory: `low` computes the UNet's blocks again in the backward pass instead of keeping what
-            is inside them: for half precision at 512 pixels 86 MiB of activations instead of 444,
-            for a quarter to a third more time (`benchmarks/activations.py`).
+            is inside them: for half precision at 512 pixels 61 MiB of activations instead of 444
+            (`benchmarks/activations.py`), for a quarter to a third more time.
         execution: how the steps run; see `StableDiffusion.with_execution`.
 
     Returns:
@@ -217,7 +217,6 @@ def load_model(
     dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
     backend = choose_backend(backend, device, dtype)
     files, config = locate(checkpoint, vae)
-    logger.info("%s on %s in %s, backend: %s", config.name, device, dtype, backend)
     networks = skeletons(config, backend=backend, recompute=memory == "low")
     exact = torch.float32 if dtype == torch.float16 else dtype
     parameters = read_networks(
@@ -237,6 +236,10 @@ def load_model(
     assert isinstance(unet, UNet) and isinstance(autoencoder, VAE) and isinstance(text, TextEncoder)
     text.restore_buffers(device)
     steps = choose_execution(eager_steps(unet), execution)
+    logger.info(
+        "%s on %s in %s, backend: %s, execution: %s",
+        config.name, device, dtype, backend, steps.execution,
+    )  # fmt: skip
     tokenizer = Tokenizer(config.text.context_length)
     return StableDiffusion(config, unet, autoencoder, text, tokenizer, steps)
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from nti.errors import Callback, check_finite, report
 from nti.execution.steps import Steps
+from nti.networks.unet import UNet
 from nti.sampling.schedule import Schedule, ddim_step
-from nti.sampling.step import AdamState, IterationInputs, guided_noise
+from nti.sampling.step import AdamState, IterationInputs, guided_noise, noise
 
 __all__ = [
     "NullTextResult",
@@ -41,7 +42,7 @@ def published_threshold(index: int, steps: int) -> float:
 
 
 def reference(
-    steps: Steps,
+    unet: UNet,
     pivot: Tensor,
     cond: Tensor,
     uncond: Tensor,
@@ -54,23 +55,23 @@ def reference(
 ) -> Tensor:
     """Algorithm 1 as it is written: the null embedding of each timestep, (T, 1, 77, C).
 
-    Arguments as for `optimize_null_text`, with B = 1.
+    The denoiser is `unet`. All other arguments are those of `optimize_null_text`, with B = 1.
     """
     latent, embeddings = pivot[0], []
     for i in range(schedule.steps):
         t, step = schedule.timestep(i, latent), schedule.coefficients(i)
-        eps_cond = steps.noise(latent, t, cond).detach()
+        eps_cond = noise(unet, latent, t, cond)
         uncond = uncond.detach().clone().requires_grad_()
         adam = torch.optim.Adam([uncond], lr=learning_rate(i, schedule.steps))
         for _ in range(inner_steps):
-            eps = guided_noise(steps.noise(latent, t, uncond), eps_cond, guidance_scale)
+            eps = guided_noise(noise(unet, latent, t, uncond), eps_cond, guidance_scale)
             loss = F.mse_loss(ddim_step(latent, eps, step), pivot[i + 1])
             adam.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             adam.step()
             if loss < threshold(i, schedule.steps):
                 break
-        eps = guided_noise(steps.noise(latent, t, uncond), eps_cond, guidance_scale)
+        eps = guided_noise(noise(unet, latent, t, uncond), eps_cond, guidance_scale)
         latent = ddim_step(latent, eps, step).detach()
         embeddings.append(uncond.detach())
     return torch.stack(embeddings)

@@ -61,7 +61,7 @@ def test_it_is_the_reference_embedding_by_embedding(setting: Setting, stops: boo
     counts = (~found.losses.isnan()).sum(dim=-1)
     assert (counts.min() < 3) == stops and counts.max() == 3
     expected = reference(
-        setting.model.steps,
+        setting.model.unet,
         setting.pivot[:, :1],
         setting.cond[:1],
         setting.null[:1],
