@@ -1,1 +1,4 @@
-"""Attention ops: one op a file. Importing this package imports nothing heavy."""
+"""Ops of the UNet: one op a file with its reference, its kernels in files beside it.
+
+Importing this package imports nothing heavy.
+"""

@@ -2,17 +2,18 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from nti.contact_sheet import contact_sheet
 from nti.editing.prompt_to_prompt import edit
+from nti.errors import Callback
 from nti.image import load_image, to_pil
 from nti.inversion.inversion import Inversion
 from nti.inversion.invert import invert
@@ -81,6 +82,15 @@ SAMPLES = (
 )
 
 
+Progress = Callable[[str], AbstractContextManager[Callback]]
+"""A label -> what shows how far a run is, while its callback is told."""
+
+
+@contextmanager
+def _silent(label: str) -> Iterator[Callback]:
+    yield lambda done, total: None
+
+
 def _samples() -> Path:
     return Path(str(resources.files("nti.weights_loader") / "samples"))
 
@@ -103,12 +113,18 @@ def psnr(image: Tensor, reference: Tensor) -> float:
 
 
 def run_demo(
-    model: StableDiffusion, directory: Path, *, steps: int = 50, guidance_scale: float | None = None
+    model: StableDiffusion,
+    directory: Path,
+    *,
+    steps: int = 50,
+    guidance_scale: float | None = None,
+    progress: Progress = _silent,
 ) -> None:
     """Invert and edit the samples; write images, inversions and `contact_sheet.png`.
 
     Prints the PSNR of plain DDIM inversion, of null-text inversion, and of the autoencoder, which
-    bounds both. Raises ValueError for a model that is not the embedded one.
+    bounds both. `progress` makes of a label what shows how far an inversion is. Raises ValueError
+    for a model that is not the embedded one.
     """
     if model.config.vocabulary is None:
         raise ValueError(
@@ -119,7 +135,9 @@ def run_demo(
     started = time.monotonic()
     rows: list[list[tuple[Image.Image, str]]] = []
     for shown in SAMPLES:
-        inversion, cells = _reconstructions(model, shown.name, directory, steps, guidance_scale)
+        inversion, cells = _reconstructions(
+            model, shown.name, directory, steps, guidance_scale, progress
+        )
         rows += [cells, _edits(model, shown, inversion, directory)]
     title = f"nti demo: {model.config.name} model, {steps} steps, w = {inversion.guidance_scale:g}"
     contact_sheet(rows, title=title).save(directory / "contact_sheet.png")
@@ -127,19 +145,19 @@ def run_demo(
 
 
 def _reconstructions(
-    model: StableDiffusion, name: str, directory: Path, steps: int, guidance_scale: float | None
+    model: StableDiffusion,
+    name: str,
+    directory: Path,
+    steps: int,
+    guidance_scale: float | None,
+    progress: Progress,
 ) -> tuple[Inversion, list[tuple[Image.Image, str]]]:
     """Invert one sample; return it with labelled source, bound, DDIM and null-text images."""
     caption = sample_captions()[name]
     source = load_image(sample_image(name), model.config.image_size)
-    with tqdm(desc=f"inverting {name}") as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with progress(f"inverting {name}") as callback:
         inversion = invert(
-            model, source, caption, steps=steps, guidance_scale=guidance_scale, callback=show
+            model, source, caption, steps=steps, guidance_scale=guidance_scale, callback=callback
         )
     inversion.save(directory / f"{name}.nti.safetensors")
     w = inversion.guidance_scale

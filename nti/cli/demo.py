@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from nti.cli.options import Commands, add_model_options, load_model
+from nti.cli.options import Commands, add_model_options, load_model, progress
 
 __all__ = ["add"]
 
@@ -27,4 +27,5 @@ def run(options: argparse.Namespace) -> None:
         options.output,
         steps=50 if options.steps is None else options.steps,
         guidance_scale=options.guidance,
+        progress=progress,
     )
