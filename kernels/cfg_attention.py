@@ -129,7 +129,7 @@ def word_maps(q: Tensor, k: Tensor, words: Tensor, fold: Fold | None = None) -> 
 
 def materialised(q: Tensor, k: Tensor, fold: Fold | None = None) -> Tensor:
     """Return the edited maps (B, heads, L, S) themselves: for looking at and for tests."""
-    probabilities = torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1)
+    probabilities = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), dim=-1)
     if fold is None:
         return probabilities
     first = q.shape[0] - fold.source_rows.shape[0]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from nti.kernels.backend import provides
 from torch import Tensor
 
-__all__ = ["group_norm", "reference"]
+__all__ = ["centred", "group_norm", "reference"]
 
 aten = torch.ops.aten
 
@@ -151,6 +151,17 @@ class _ChannelsLast(torch.autograd.Function):
             rstd, weight, n, c, h * w, groups, [True, False, False],
         )[0]  # fmt: skip
         return d_x.to(x.dtype), None, None, None, None, None
+
+
+def centred(x: Tensor, groups: int) -> Tensor:
+    """Return x less the mean of each group, as a constant, in channels last on a CPU; else x.
+
+    GroupNorm does not change by it, and its gradient neither, but PyTorch's variance in one pass
+    becomes exact. It is for norms whose weights learn.
+    """
+    if x.device.type != "cpu" or x.stride(1) != 1:
+        return x
+    return x - _group_mean(_wide(x.detach()), groups).to(x.dtype)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ Op = Callable[..., Tensor]
 
 
 @cache
+@torch.inference_mode(mode=False)  # gradients are checked, whatever mode the caller is in
 def failures(backend: str, device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
     """Return what is wrong with a backend's kernels there, empty where nothing is.
 

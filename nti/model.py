@@ -113,13 +113,8 @@ class StableDiffusion:
         self._warn_of_unknown_words(prompts)
         tokens = self.tokenizer(prompts).to(self.device)
         for prompt in prompts:
-            encoded = self.tokenizer.encode(prompt)
-            if encoded.cut:
-                warnings.warn(
-                    f"the prompt is longer than {len(encoded.spans)} tokens; this was cut:"
-                    f" {encoded.cut!r}",
-                    stacklevel=3,
-                )
+            if message := self.tokenizer.encode(prompt).cut_message:
+                warnings.warn(message, stacklevel=3)
         states: Tensor = self.text(tokens)
         check_finite(states, "text encoder", states.dtype)
         return states.to(self.state_dtype)

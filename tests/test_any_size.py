@@ -15,6 +15,7 @@ import nti
 from nti import Inversion, StableDiffusion
 from nti.inversion.invert import Size
 from nti.networks.control import AttentionControl, Fold, MapCollector
+from nti.sampling.step import controlled_noise
 from tiny import TINY, make_model
 from tolerances import assert_close
 
@@ -136,12 +137,12 @@ def test_injection_and_word_maps_go_by_level_at_any_size(deep: StableDiffusion) 
         own_mix=torch.ones(1, 77, dtype=torch.float64),
     )
     control = AttentionControl(fold, self_rows=torch.tensor([0, 0]), words=words)
-    capture = MapCollector()
+    seen = MapCollector()
     cond = deep.encode_text([PROMPT, TIGER])
-    _, maps = deep.steps.controlled_noise(latent, 500, cond, control, capture)
+    _, maps = controlled_noise(deep.unet, latent, torch.tensor(500), cond, control, seen)
     sites = {"self": 0, "cross": 0}
     wanted = []
-    for found in capture.maps:
+    for found in seen.maps:
         shape = (16 >> found.site.level, 24 >> found.site.level)
         assert found.probabilities.shape[2] == math.prod(shape)
         sites[found.site.kind] += 1

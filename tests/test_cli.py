@@ -275,7 +275,28 @@ def test_a_word_outside_the_world_is_warned_of(
             ["attention", "{saved}", "--level", "9", "--place", "up", "-o", "{o}"],
             "attention: got cross at level 9 of up, expected cross or self at one of",
         ),
-        (["attention", "{saved}", "--components", "999", "-o", "{o}"], "999 components"),
+        (
+            ["attention", "{saved}", "--components", "999", "-o", "{o}"],
+            "components: got 999, expected 1 to 64",
+        ),
+        (
+            ["attention", "{saved}", "--components", "1", "--words", "-o", "{o}"],
+            "--components: got",
+        ),
+        (["attention", "{saved}", "--blend", "circle", "-o", "{o}"], "got no --prompt"),
+        (
+            [
+                "edit",
+                "{saved}",
+                "--prompt",
+                "a",
+                "--paste-back",
+                "{image}",
+                "-o",
+                "{folder}/x.SafeTensors",
+            ],
+            "--paste-back: got",
+        ),
         (["generate", "a", "--size", "100", "-o", "{o}"], "size: got 100x100, expected multiples"),
         (["generate", "a", "--size", "native", "-o", "{o}"], "--size: got 'native'"),
         (["reconstruct", "{saved}", "--checkpoint", "{image}", "-o", "{o}"], "not a safetensors"),
@@ -360,11 +381,11 @@ def test_a_generated_picture_is_edited_like_an_inverted_one(tmp_path: Path) -> N
 
 
 def test_an_edit_may_be_left_as_latents(saved: Path, tmp_path: Path) -> None:
-    out = tmp_path / "e.safetensors"
+    out = tmp_path / "e.SAFETENSORS"
     prompts = ["--prompt", "a green circle on snow", "--prompt", "a red circle on snow"]
     assert main(["edit", str(saved), *prompts, "-o", str(out)]) == 0
     assert load_file(out)["latents"].shape == (2, 4, 16, 16)
-    assert [p.name for p in tmp_path.iterdir()] == ["e.safetensors"]
+    assert [p.name for p in tmp_path.iterdir()] == ["e.SAFETENSORS"]
 
 
 @pytest.mark.parametrize(

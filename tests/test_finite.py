@@ -126,17 +126,27 @@ def test_networks_are_taken_as_they_are() -> None:
 
 
 def test_an_edit_leaves_the_warning_filters_alone(
-    model: StableDiffusion, inversion: Inversion
+    model: StableDiffusion, inversion: Inversion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Filters are the process's; swapped by two threads, `ignore` stays behind for good."""
     seen: list[bool] = []
-    before = list(warnings.filters)
+    before, encode = list(warnings.filters), model.tokenizer.encode
 
-    def look(done: int, total: int) -> None:
+    def looking(text: str) -> object:
         seen.append(warnings.filters == before)
+        return encode(text)
 
-    nti.edit(model, inversion, TIGER, callback=look)
-    assert seen == [True] * 10 and warnings.filters == before
+    monkeypatch.setattr(model.tokenizer, "encode", looking)
+    nti.edit(model, inversion, TIGER)
+    assert len(seen) >= 4 and all(seen) and warnings.filters == before
+
+
+def test_attention_is_guarded_too(model: StableDiffusion, inversion: Inversion) -> None:
+    latents = inversion.latents.clone()
+    latents[3] = torch.nan
+    spoilt = dataclasses.replace(inversion, latents=latents)
+    with pytest.raises(NotFiniteError, match=r"attention at timestep 601: .* torch\.float64"):
+        nti.average_attention(model, spoilt)
 
 
 def test_a_prompt_that_is_cut_is_warned_of_where_it_is_encoded(model: StableDiffusion) -> None:

@@ -85,7 +85,7 @@ def test_float32_is_exact_from_the_file_to_the_noise(
     assert_close(embedded.decode_latent(last), exact.decode_latent(last.double()).float())
     prompt = sample_captions()[name]
     found, expected = (
-        model.steps.noise(last.to(model.dtype), 481, model.encode_text([prompt]))
+        model.steps.noise(last.to(model.dtype), torch.tensor(481), model.encode_text([prompt]))
         for model in (embedded, exact)
     )
     assert_close(found, expected.float())

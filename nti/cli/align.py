@@ -28,11 +28,7 @@ def run(options: argparse.Namespace) -> None:
     tokenizer = Tokenizer()
     source, target = tokenizer.encode(options.source), tokenizer.encode(options.target)
     for prompt in (source, target):
-        if prompt.cut:
-            warnings.warn(
-                f"the prompt is longer than {len(prompt.spans)} tokens; this was cut:"
-                f" {prompt.cut!r}",
-                stacklevel=2,
-            )
+        if prompt.cut_message:
+            warnings.warn(prompt.cut_message, stacklevel=2)
     alignment = align(options.mode, source, target)
     print(f"{token_table(source, target)}\n\n{describe(alignment, source, target)}")

@@ -36,6 +36,10 @@ def add(commands: Commands) -> None:
         help="of the UNet: down, middle or up; may be given again (default: down and up)",
     )  # fmt: skip
     command.add_argument(
+        "--block", type=int, metavar="N",
+        help="which transformer of a place and level, 0 the first (default: all)",
+    )  # fmt: skip
+    command.add_argument(
         "--components", type=int, metavar="N",
         help="show the N principal components of the self-attention instead",
     )  # fmt: skip
@@ -49,8 +53,16 @@ def run(options: argparse.Namespace) -> None:
 
     inversion = open_inversion(options)
     output = check_output(options.output)
-    if options.components is not None and options.prompt:
-        raise ValueError("--components: got --prompt too, expected the source alone: leave one out")
+    if options.components is not None and (options.prompt or options.words):
+        raise ValueError(
+            "--components: got --prompt or --words too, expected the source alone: leave one out"
+        )
+    edits = options.cross, options.blend, options.subtract, options.reweight
+    if not options.prompt and any(edits):
+        raise ValueError(
+            "--cross, --blend, --subtract, --reweight: got no --prompt, expected an edited prompt"
+            " for them"
+        )
     places = tuple(options.place or ("down", "up"))
     model = load_model(options)
     plan = plan_of(options, model, inversion) if options.prompt else None
@@ -58,12 +70,12 @@ def run(options: argparse.Namespace) -> None:
         if options.components is not None:
             grid = component_grid(
                 model, inversion, options.components,
-                level=options.level, places=places, callback=callback,
+                level=options.level, places=places, block=options.block, callback=callback,
             )  # fmt: skip
         else:
             grid = attention_grid(
                 model, inversion, plan, by_word=options.words,
-                level=options.level, places=places, callback=callback,
+                level=options.level, places=places, block=options.block, callback=callback,
             )  # fmt: skip
     grid.save(output)
     print(f"wrote {output}")

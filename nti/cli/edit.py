@@ -62,6 +62,9 @@ def run(options: argparse.Namespace) -> None:
 
     inversion = open_inversion(options)
     output = check_output(options.output, latents=True)
+    latents = output.suffix.lower() == LATENTS_SUFFIX
+    if latents and options.paste_back is not None:
+        raise ValueError(f"--paste-back: got {output}, expected a picture's name: leave one out")
     finish = paste_backer(options, inversion)
     model = load_model(options)
     plan = plan_of(options, model, inversion)
@@ -77,7 +80,7 @@ def run(options: argparse.Namespace) -> None:
             callback=callback,
         )
     modes = [alignment.mode for alignment in plan.alignments]
-    if output.suffix == LATENTS_SUFFIX:
+    if latents:
         save_file({"latents": edited.latents[-1].cpu().contiguous()}, output)
         print(f"wrote {output} ({len(modes)} latents)")
         return

@@ -97,11 +97,11 @@ def add_edit_options(command: argparse.ArgumentParser) -> None:
         "--subtract", metavar="A:B", help="change nothing where these words attend"
     )
     command.add_argument(
-        "--blend-start", type=float, default=0.2, metavar="F",
+        "--blend-start", type=float, metavar="F",
         help="share of the steps before blending begins (0.2)",
     )  # fmt: skip
     command.add_argument(
-        "--blend-threshold", type=float, default=0.3, metavar="F",
+        "--blend-threshold", type=float, metavar="F",
         help="share of its maximum above which a word's attention counts (0.3)",
     )  # fmt: skip
     command.add_argument(
@@ -156,6 +156,7 @@ def plan_of(
     options: argparse.Namespace, model: "StableDiffusion", inversion: "Inversion"
 ) -> "EditPlan":
     """Return the plan of the edits that the options describe."""
+    from nti.editing.local_blend import START, THRESHOLD
     from nti.editing.plan import EditPlan
 
     return EditPlan.create(
@@ -169,8 +170,8 @@ def plan_of(
         blend=parse_blend(options.blend),
         subtract=parse_blend(options.subtract),
         reweight=dict(parse_assignment(r, "--reweight") for r in options.reweight) or None,
-        blend_start=options.blend_start,
-        blend_threshold=options.blend_threshold,
+        blend_start=START if options.blend_start is None else options.blend_start,
+        blend_threshold=THRESHOLD if options.blend_threshold is None else options.blend_threshold,
     )
 
 

@@ -5,11 +5,16 @@ from torch import Tensor
 
 from nti.contact_sheet import contact_sheet, heat_image
 from nti.editing.alignment import words_of
-from nti.editing.attention_maps import average_attention, self_attention_components
+from nti.editing.attention_maps import (
+    average_attention,
+    check_count,
+    self_attention_components,
+)
 from nti.editing.plan import EditPlan
 from nti.errors import Callback
 from nti.image import to_pil
 from nti.inversion.inversion import Inversion
+from nti.inversion.sampling import check_model
 from nti.model import StableDiffusion
 
 __all__ = ["attention_grid", "component_grid"]
@@ -28,6 +33,7 @@ def attention_grid(
     by_word: bool = False,
     level: int | None = None,
     places: tuple[str, ...] = ("down", "up"),
+    block: int | None = None,
     callback: Callback | None = None,
 ) -> Image.Image:
     """Draw the image and each token's average map (a word's tokens add up), then those of edits.
@@ -35,7 +41,9 @@ def attention_grid(
     Each map is drawn to its own maximum, which its label states. The arguments and errors are those
     of `average_attention`.
     """
-    maps = average_attention(model, inversion, plan, level=level, places=places, callback=callback)
+    maps = average_attention(
+        model, inversion, plan, level=level, places=places, block=block, callback=callback
+    )
     prompts = [inversion.prompt, *(() if plan is None else plan.prompts)]
     rows: list[list[Cell]] = []
     for number, (prompt, its_maps) in enumerate(zip(prompts, maps, strict=True)):
@@ -52,6 +60,7 @@ def component_grid(
     *,
     level: int | None = None,
     places: tuple[str, ...] = ("down", "up"),
+    block: int | None = None,
     callback: Callback | None = None,
 ) -> Image.Image:
     """Draw the image and the principal components of its self-attention, the strongest first.
@@ -59,8 +68,11 @@ def component_grid(
     Each is drawn from its smallest value to its largest. The arguments and errors are those of
     `average_attention` and `self_attention_components`.
     """
+    check_model(model, inversion)
+    at = model.config.unet.word_map_level if level is None else level
+    check_count(count, inversion.latents[0, 0].numel() // 4**at)  # before the work
     maps = average_attention(
-        model, inversion, kind="self", level=level, places=places, callback=callback
+        model, inversion, kind="self", level=level, places=places, block=block, callback=callback
     )
     components = self_attention_components(maps[0], count)
     cells = _image_cell(model, inversion, inversion.prompt)

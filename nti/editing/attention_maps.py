@@ -10,14 +10,14 @@ from torch import Tensor
 from nti.config import UNetConfig
 from nti.editing.plan import EditPlan
 from nti.editing.prompt_to_prompt import edit_latents
-from nti.errors import Callback, report
+from nti.errors import Callback, check_finite, report
 from nti.inversion.inversion import Inversion
 from nti.inversion.sampling import check_model
 from nti.model import StableDiffusion
 from nti.networks.control import Site
 from nti.sampling.step import controlled_noise
 
-__all__ = ["PLACES", "average_attention", "self_attention_components"]
+__all__ = ["PLACES", "average_attention", "check_count", "self_attention_components"]
 
 PLACES = ("down", "middle", "up")
 
@@ -30,6 +30,7 @@ def average_attention(
     kind: str = "cross",
     level: int | None = None,
     places: Sequence[str] = ("down", "up"),
+    block: int | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
     """Average attention maps over steps, heads and sites.
@@ -41,6 +42,7 @@ def average_attention(
         kind: `cross` (positions to tokens) or `self` (positions to positions).
         level: of the UNet, 0 the finest; None: the one whose maps local blend reads.
         places: of the UNet: some of `PLACES`.
+        block: which transformer of a place and level, 0 the first; None: all.
         callback: see `nti.errors.Callback`.
 
     Returns:
@@ -49,20 +51,24 @@ def average_attention(
 
     Raises:
         ValueError: sites that there are none of, or another model's inversion.
+        NotFiniteError: noise or maps that overflow.
+        Stopped: by the callback.
 
     """
     check_model(model, inversion)
     config = model.config.unet
     level = config.word_map_level if level is None else level
     edits = 0 if plan is None else len(plan.prompts)
-    hook = _MapAverage(kind, level, tuple(places), 1 + edits)
+    hook = _MapAverage(kind, level, tuple(places), block, 1 + edits)
     _check_sites(config, hook)
     if plan is None:
         _replay(model, inversion, hook, callback)
     else:
         edit_latents(model, inversion, plan, hook=hook, callback=callback)
+    found = hook.average()
+    check_finite(found, "attention maps", model.dtype)
     height = inversion.latents.shape[-2] // 2**level
-    return rearrange(hook.average(), "r (h w) keys -> r h w keys", h=height)
+    return rearrange(found, "r (h w) keys -> r h w keys", h=height)
 
 
 def self_attention_components(maps: Tensor, count: int) -> Tensor:
@@ -80,15 +86,19 @@ def self_attention_components(maps: Tensor, count: int) -> Tensor:
 
     """
     height, width = maps.shape[:2]
-    if maps.ndim != 3 or maps.shape[2] != height * width or not 1 <= count <= height * width:
-        raise ValueError(
-            f"maps: got {tuple(maps.shape)} and {count} components, expected (h, w, h * w) and at"
-            " most as many components as positions"
-        )
+    if maps.ndim != 3 or maps.shape[2] != height * width:
+        raise ValueError(f"maps: got {tuple(maps.shape)}, expected (h, w, h * w)")
+    check_count(count, height * width)
     rows = maps.flatten(0, 1).double()
     centred = rows - rows.mean(dim=1, keepdim=True)
     components: Tensor = torch.linalg.svd(centred).Vh[:count]
     return components.view(count, height, width).to(maps.dtype)
+
+
+def check_count(count: int, positions: int) -> None:
+    """Raise ValueError unless there are so many components of maps among so many positions."""
+    if not 1 <= count <= positions:
+        raise ValueError(f"components: got {count}, expected 1 to {positions}, the positions")
 
 
 @dataclass(eq=False)
@@ -98,13 +108,18 @@ class _MapAverage:
     kind: str
     level: int
     places: tuple[str, ...]
+    block: int | None
     rows: int
     total: Tensor | None = None
     count: int = field(default=0)
 
     def wants(self, site: Site) -> bool:
         """Whether a map of this site is averaged."""
-        return (site.kind, site.level) == (self.kind, self.level) and site.place in self.places
+        return (
+            (site.kind, site.level) == (self.kind, self.level)
+            and site.place in self.places
+            and self.block in (None, site.block)
+        )
 
     def __call__(self, site: Site, maps: Tensor) -> Tensor:
         """Add a map (B, heads, L, S)."""
@@ -121,14 +136,19 @@ class _MapAverage:
 
 def _check_sites(config: UNetConfig, hook: _MapAverage) -> None:
     deepest = len(config.channel_multipliers) - 1
-    there = {(place, level) for place in ("down", "up") for level in config.attention_levels}
-    there.add(("middle", deepest))
+    blocks = {
+        (place, level): config.res_blocks + (place == "up")
+        for place in ("down", "up")
+        for level in config.attention_levels
+    } | {("middle", deepest): 1}
     known = hook.kind in ("cross", "self") and set(hook.places) <= set(PLACES)
-    if not known or not any((place, hook.level) in there for place in hook.places):
-        listed = ", ".join(f"{place} {level}" for place, level in sorted(there))
+    most = max(blocks.get((place, hook.level), 0) for place in (*hook.places, ""))
+    if not known or not 0 <= (hook.block or 0) < most:
+        block = "" if hook.block is None else f", block {hook.block}"
+        listed = ", ".join(f"{place} {level} ({n})" for (place, level), n in sorted(blocks.items()))
         raise ValueError(
-            f"attention: got {hook.kind} at level {hook.level} of {', '.join(hook.places)},"
-            f" expected cross or self at one of: {listed}"
+            f"attention: got {hook.kind} at level {hook.level} of {', '.join(hook.places)}{block},"
+            f" expected cross or self at one of these, with so many blocks: {listed}"
         )
 
 
@@ -142,5 +162,6 @@ def _replay(
     latents = inversion.latents.to(model.device, model.state_dtype)
     for i in range(schedule.steps):
         t = schedule.timestep(i, latents)
-        controlled_noise(model.unet, latents[i : i + 1], t, cond, None, hook)
+        eps, _ = controlled_noise(model.unet, latents[i : i + 1], t, cond, None, hook)
+        check_finite(eps, f"attention at timestep {schedule.timesteps[i]}", model.dtype)
         report(callback, i + 1, schedule.steps)

@@ -95,8 +95,8 @@ def equalizer(
         _require_somewhere(word, factors, prompts)
     for edit, (words, prompt) in enumerate(zip(factors, prompts, strict=True)):
         for word, factor in (words or {}).items():
-            if not math.isfinite(factor):
-                raise ValueError(f"reweight[{word!r}]: got {factor}, expected a finite number")
+            if not isinstance(factor, int | float) or not math.isfinite(factor):
+                raise ValueError(f"reweight[{word!r}]: got {factor!r}, expected a finite number")
             if has_word(prompt, word):
                 c[edit, list(token_positions(prompt, word))] = factor
     return c

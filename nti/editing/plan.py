@@ -85,6 +85,8 @@ class EditPlan:
         count = len(prompts)
         if not prompts:
             raise ValueError("prompts: got none, expected one edited prompt or more")
+        if steps < 1:
+            raise ValueError(f"steps: got {steps}, expected 1 or more, as the inversion has")
         encoded = tokenizer.encode(source)
         targets = [tokenizer.encode(prompt) for prompt in prompts]
         modes = _each("mode", mode, count)

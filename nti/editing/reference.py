@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nti.config import UNetConfig
 from nti.editing.alignment import Alignment
+from nti.editing.local_blend import START, THRESHOLD
 from nti.inversion.inversion import Inversion
 from nti.model import StableDiffusion
 from nti.networks.control import Site
@@ -44,8 +45,8 @@ class MapEdit:
     """The blend words of each row's prompt: (1 + E, 77) of 0 and 1."""
     subtract: Tensor | None = None
     """Likewise the words whose regions stay."""
-    blend_start: float = 0.2
-    threshold: float = 0.3
+    blend_start: float = START
+    threshold: float = THRESHOLD
 
     step: int = 0
     """Which step is going on."""
@@ -61,6 +62,10 @@ class MapEdit:
         """1 + E, half of the batch."""
         return 1 + len(self.alignments)
 
+    @property
+    def _blends(self) -> bool:
+        return self.blend is not None or self.subtract is not None
+
     def wants(self, site: Site) -> bool:
         """Every map."""
         return True
@@ -72,27 +77,29 @@ class MapEdit:
         for i, alignment in enumerate(self.alignments):
             row = self.rows + 1 + i
             if site.kind == "cross":
-                a = self.alpha[self.step, i]
-                new = source @ alignment.mapping + maps[row] * alignment.own
-                maps[row] = new * self.equalizer[i] * a + maps[row] * (1 - a)
+                mapping, own = alignment.mapping.to(maps), alignment.own.to(maps)
+                a, c = self.alpha[self.step, i].to(maps), self.equalizer[i].to(maps)
+                maps[row] = (source @ mapping + maps[row] * own) * c * a + maps[row] * (1 - a)
             elif site.level >= self.config.self_injection_level and self.step in self.self_steps:
                 maps[row] = source
         level = self.config.word_map_level
         read = site.kind == "cross" and site.place != "middle" and site.level == level
-        if self.blend is not None and read:
+        if self._blends and read:
             self.word_maps.append(maps[self.rows :].mean(dim=1))
         return maps
 
     def after_step(self, latent: Tensor) -> Tensor:
         """Blend the latents (1 + E, 4, h, w) of a step that is done."""
-        if self.blend is None:
+        if not self._blends:
             return latent
         self.total = self.total + torch.stack(self.word_maps).mean(dim=0)
         self.word_maps.clear()
         if self.step < int(self.blend_start * len(self.alpha)):
             return latent
         height, width = latent.shape[-2:]
-        mask = self._mask(self.blend, (height, width), pool=True)
+        mask = torch.ones_like(latent[:, 0], dtype=torch.bool)
+        if self.blend is not None:
+            mask = self._mask(self.blend, (height, width), pool=True)
         if self.subtract is not None:
             mask = mask & ~self._mask(self.subtract, (height, width), pool=False)
         self.masks.append(mask)
@@ -101,7 +108,7 @@ class MapEdit:
     def _mask(self, words: Tensor, size: tuple[int, int], *, pool: bool) -> Tensor:
         """Threshold the summed maps of each row's words: (1 + E, h, w); union with the source's."""
         assert isinstance(self.total, Tensor)
-        found = (self.total * words[:, None]).sum(dim=-1)
+        found = (self.total * words[:, None].to(self.total)).sum(dim=-1)
         shrink = (size[0] * size[1] // found.shape[1]) ** 0.5
         sides = round(size[0] / shrink), round(size[1] / shrink)
         found = found.view(-1, 1, *sides)

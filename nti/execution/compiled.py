@@ -37,8 +37,8 @@ def compiled_steps(steps: Steps, *, compiler: str | Function = "inductor") -> St
         compiler: a backend of torch.compile, by name or as a function.
 
     Raises:
-        ValueError: a PyTorch older than 2.11, which cannot trace the inner iteration, or an unknown
-        compiler.
+        ValueError: a PyTorch older than 2.11, which cannot trace the inner iteration; an unknown
+        compiler; a network that computes its blocks again in the backward pass.
 
     """
     if not compiles():
@@ -50,6 +50,11 @@ def compiled_steps(steps: Steps, *, compiler: str | Function = "inductor") -> St
     if isinstance(compiler, str) and compiler not in known:
         raise ValueError(f"compiler: got {compiler!r}, expected one of {', '.join(known)}")
     unet = steps.unet
+    if unet.recompute:
+        raise ValueError(
+            "execution: got 'compiled' for a model with memory='low', whose blocks torch.compile"
+            " cannot trace: load it with memory='normal', or choose another execution"
+        )
     plain = eager_steps(unet.with_backend(without_fusion(unet.backend)))
     replays = compiler == "inductor" and unet.conv_in.weight.device.type == "cuda"
     compiled = partial(_CompiledStep, compiler=compiler, replays=replays)

@@ -21,7 +21,7 @@ WARMUP = 1
 
 MOST_GRAPHS = 16
 """Graphs that a model keeps; beyond, the one that was not used for longest goes. An inversion takes
-two, an edit at most three."""
+two, and so does an edit."""
 
 ONE_AT_A_TIME = Lock()
 """PyTorch captures one graph at a time in a process."""
@@ -81,8 +81,8 @@ def captured_steps(
 
     Args:
         steps: of a network on CUDA; who runs them now does not matter.
-        required: whether it is an error if the memory does not suffice to capture; else that is a
-            warning, and the step runs launch by launch.
+        required: True: too little memory to capture is an error. False: it is a warning, and the
+            step runs eagerly.
         capture: what makes a graph.
 
     Raises:
@@ -169,6 +169,8 @@ class GraphStore:
             self.graphs.move_to_end(key)
             return self.graphs[key]
         while len(self.graphs) >= self.most:
+            if self.last is not None:
+                self.last.synchronize()  # it may be the one that runs, on another stream
             self.graphs.popitem(last=False)
         self.graphs[key] = self._captured(function, cloned(arguments))
         return self.graphs[key]
@@ -178,8 +180,9 @@ class GraphStore:
             if self.pool is None and torch.cuda.is_available():
                 self.pool = torch.cuda.graph_pool_handle()
             return _Graph(tensors(kept), *self.capture(function, kept, self.pool))
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            no_memory = next((e for e in _chain(error) if _is_no_memory(e)), None)
+        except RuntimeError as error:
+            # Its words alone: an error holds on to its frames, and so to what the capture made.
+            no_memory = next((str(e) for e in _chain(error) if _is_no_memory(e)), None)
             if no_memory is None or self.required:
                 raise
             warnings.warn(

@@ -2,7 +2,10 @@
 
 from functools import partial
 
+from torch import Tensor
+
 from nti.execution.steps import Steps
+from nti.networks.control import AttentionControl
 from nti.networks.unet import UNet
 from nti.sampling.step import controlled_noise, guided_step, noise, null_text_iteration
 
@@ -12,10 +15,16 @@ __all__ = ["eager_steps"]
 def eager_steps(unet: UNet) -> Steps:
     """Return the steps of a network."""
     eps = partial(noise, unet)
+
+    def controlled(
+        latent: Tensor, timestep: Tensor, context: Tensor, control: AttentionControl | None
+    ) -> tuple[Tensor, Tensor | None]:
+        return controlled_noise(unet, latent, timestep, context, control)
+
     return Steps(
         unet=unet,
         noise=eps,
         guided_step=partial(guided_step, eps),
-        controlled_noise=partial(controlled_noise, unet),
+        controlled_noise=controlled,
         null_text_iteration=partial(null_text_iteration, eps),
     )

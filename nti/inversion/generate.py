@@ -51,6 +51,8 @@ def generate(
     if not math.isfinite(w):
         raise ValueError(f"guidance_scale: got {w}, expected a finite number")
     side = config.image_size if size is None else size
+    if isinstance(side, str) or (not isinstance(side, int) and len(side) != 2):
+        raise ValueError(f"size: got {size!r}, expected pixels or (width, height)")
     width, height = (side, side) if isinstance(side, int) else side
     multiple = config.granularity
     if width < 1 or height < 1 or width % multiple or height % multiple:

@@ -64,6 +64,14 @@ class InversionSettings:
                 f" for none at all choose method='ddim'"
             )
         check_noise_at(self.noise_at)
+        if self.steps < 1:
+            raise ValueError(f"steps: got {self.steps}, expected 1 or more")
+        for name in ("learning_rate", "threshold"):
+            if not callable(rule := getattr(self, name)):
+                raise ValueError(
+                    f"{name}: got {rule!r}, expected a function of (index, steps), such as"
+                    f" lambda index, steps: {rule!r}"
+                )
         if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
             raise ValueError(f"guidance_scale: got {self.guidance_scale}, expected a finite number")
 
@@ -265,7 +273,7 @@ def _stacked(pixels: list[Tensor]) -> Tensor:
     sizes = sorted({f"{x.shape[-1]}x{x.shape[-2]}" for x in pixels})
     if len(sizes) > 1:
         raise ValueError(
-            f"invert: got images of {', '.join(sizes)} pixels, expected one size:"
+            f"invert_batch: got images of {', '.join(sizes)} pixels, expected one size:"
             f" give it as `size`, or invert them one by one"
         )
     return torch.cat(pixels)

@@ -16,7 +16,7 @@ from nti.errors import Callback, check_finite, report
 from nti.execution.steps import Steps
 from nti.networks.unet import UNet
 from nti.sampling.schedule import Schedule, ddim_step
-from nti.sampling.step import AdamState, IterationInputs, guided_noise, noise
+from nti.sampling.step import IterationInputs, guided_noise, noise
 
 __all__ = [
     "NullTextResult",
@@ -128,24 +128,22 @@ def optimize_null_text(
     """
     latent, visited, embeddings, losses = pivot[0], [pivot[0]], [], []
     uncond = uncond.clone()  # one made in inference mode could not learn
-    w = latent.new_full((), guidance_scale)
     for i in range(schedule.steps):
-        t, step = schedule.timestep(i, latent), schedule.coefficients(i).to(latent)
+        t = schedule.timestep(i, latent)
         eps_cond = steps.noise(latent, t, cond)
-        x = IterationInputs(
-            uncond=uncond,
-            adam=AdamState.fresh(uncond),
-            active=torch.ones(len(uncond), dtype=torch.bool, device=uncond.device),
-            latent=latent,
-            timestep=t,
+        x = IterationInputs.first(
+            uncond,
+            latent,
+            schedule,
+            i,
             eps_cond=eps_cond,
             target=pivot[i + 1],
-            coefficients=step,
-            guidance_scale=w,
-            learning_rate=latent.new_full((), learning_rate(i, schedule.steps)),
+            guidance_scale=guidance_scale,
+            learning_rate=learning_rate(i, schedule.steps),
         )
         uncond, trace = _optimize_timestep(steps, x, inner_steps, threshold(i, schedule.steps))
-        latent = ddim_step(latent, guided_noise(steps.noise(latent, t, uncond), eps_cond, w), step)
+        eps = guided_noise(steps.noise(latent, t, uncond), eps_cond, guidance_scale)
+        latent = ddim_step(latent, eps, schedule.coefficients(i))
         where = f"null-text optimization at timestep {schedule.timesteps[i]}"
         check_finite(latent, where, steps.unet.conv_in.weight.dtype)
         visited.append(latent)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nti.kernels.conv2d import conv2d
 from nti.kernels.feed_forward import feed_forward
-from nti.kernels.group_norm import group_norm
+from nti.kernels.group_norm import centred, group_norm
 from nti.kernels.layer_norm import LayerNorm
 from nti.kernels.linear import linear
 from nti.vjp import vjp
@@ -93,7 +93,7 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         """(B, c, h, w) -> the same shape."""
         if self.weight.requires_grad or self.bias.requires_grad:
-            normed = super().forward(x)
+            normed = super().forward(centred(x, self.num_groups))
             return F.silu(normed) if self.silu else normed
         return group_norm(
             x, self.weight, self.bias, self.num_groups, self.eps,
@@ -113,8 +113,8 @@ class FeedForward(nn.Module):
     def __init__(self, channels: int, *, backend: str = "reference") -> None:
         super().__init__()
         self.backend = backend
-        self.proj_in = Linear(channels, 8 * channels)
-        self.proj_out = Linear(4 * channels, channels)
+        self.proj_in = Linear(channels, 8 * channels, backend=backend)
+        self.proj_out = Linear(4 * channels, channels, backend=backend)
 
     def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         """X (B, L, c) -> the same shape, of x after its norm."""

@@ -34,6 +34,13 @@ class TokenizedPrompt:
     """The text that did not fit; empty if all did."""
 
     @property
+    def cut_message(self) -> str:
+        """What to warn of where the prompt was cut; empty where it was not."""
+        room = len(self.spans)
+        cut = f"the prompt is longer than {room} tokens; this was cut: {self.cut!r}"
+        return cut if self.cut else ""
+
+    @property
     def end(self) -> int:
         """The position of the first EOT."""
         return len(self.spans) + 1

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nti.networks.control import AttentionControl, MapHook
 from nti.networks.unet import UNet
-from nti.sampling.schedule import StepCoefficients, ddim_step
+from nti.sampling.schedule import Schedule, StepCoefficients, ddim_step
 from nti.vjp import vjp
 
 __all__ = [
@@ -65,7 +65,7 @@ def controlled_noise(
     `hook` sees full attention maps: see `nti.networks.control.MapHook`.
     """
     dtype = unet.conv_in.weight.dtype
-    t = torch.as_tensor(timestep, device=latent.device).expand(latent.shape[0])
+    t = timestep.to(latent.device).expand(latent.shape[0])
     eps, maps = unet(latent.to(dtype), t, context.to(dtype), control, hook)
     return eps.to(latent.dtype), maps
 
@@ -146,6 +146,36 @@ class IterationInputs:
     """w, 0-d."""
     learning_rate: Tensor
     """Of Adam, 0-d."""
+
+    @classmethod
+    def first(
+        cls,
+        uncond: Tensor,
+        latent: Tensor,
+        schedule: Schedule,
+        index: int,
+        *,
+        eps_cond: Tensor,
+        target: Tensor,
+        guidance_scale: float,
+        learning_rate: float,
+    ) -> "IterationInputs":
+        """Return the inputs of a timestep's first iteration: a fresh optimizer, all images active.
+
+        `index` is the timestep's place in the schedule; the rest is as above.
+        """
+        return cls(
+            uncond=uncond,
+            adam=AdamState.fresh(uncond),
+            active=torch.ones(len(uncond), dtype=torch.bool, device=uncond.device),
+            latent=latent,
+            timestep=schedule.timestep(index, latent),
+            eps_cond=eps_cond,
+            target=target,
+            coefficients=schedule.coefficients(index).to(latent),
+            guidance_scale=latent.new_full((), guidance_scale),
+            learning_rate=latent.new_full((), learning_rate),
+        )
 
 
 @dataclass(frozen=True, eq=False)

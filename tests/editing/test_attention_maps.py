@@ -7,6 +7,7 @@ import nti
 from nti import EditPlan, Inversion, StableDiffusion
 from nti.editing.attention_maps import average_attention, self_attention_components
 from nti.networks.control import MapCollector
+from nti.sampling.step import controlled_noise
 from tolerances import assert_close
 
 TIGER = "a tiger sitting next to a mirror"
@@ -24,7 +25,9 @@ def test_the_source_is_averaged_over_steps_heads_and_sites(
     total, count = torch.zeros(()), 0
     for i, t in enumerate(model.schedule(10).timesteps):
         seen = MapCollector(frozenset({kind}), frozenset({level}), frozenset(places))
-        model.steps.controlled_noise(inversion.latents[i : i + 1], t, cond, None, seen)
+        controlled_noise(
+            model.unet, inversion.latents[i : i + 1], torch.tensor(t), cond, None, seen
+        )
         for each in seen.maps:
             total, count = total + each.probabilities[0].mean(dim=0), count + 1
     side = 8 >> level
@@ -60,10 +63,12 @@ def test_components_are_those_of_the_centred_maps() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"level": 7}, "got cross at level 7 of down, up, expected cross or self at one of: down"),
+        ({"level": 7}, "got cross at level 7 of down, up, expected cross or self at one of these, .* down 0"),
         ({"places": ("left",)}, "of left, expected"),
         ({"kind": "both"}, "got both at level 0"),
         ({"level": 0, "places": ("middle",)}, "level 0 of middle"),
+        ({"level": 0, "places": ("up",), "block": 2}, r"of up, block 2, .* up 0 \(2\)"),
+        ({"block": -1}, "block -1"),
     ],
 )
 def test_sites_that_are_not_there_are_named(
@@ -74,6 +79,15 @@ def test_sites_that_are_not_there_are_named(
 
 
 def test_components_need_maps_among_positions() -> None:
-    for shape, count in (((4, 4, 77), 1), ((4, 4, 16), 17), ((4, 4, 16), 0)):
-        with pytest.raises(ValueError, match=r"expected \(h, w, h \* w\)"):
-            self_attention_components(torch.zeros(shape), count)
+    with pytest.raises(ValueError, match=r"got \(4, 4, 77\), expected \(h, w, h \* w\)"):
+        self_attention_components(torch.zeros(4, 4, 77), 1)
+    for count in (0, 17):
+        with pytest.raises(ValueError, match=f"components: got {count}, expected 1 to 16"):
+            self_attention_components(torch.zeros(4, 4, 16), count)
+
+
+def test_blocks_add_up_to_their_place(model: StableDiffusion, inversion: Inversion) -> None:
+    both = average_attention(model, inversion, places=("up",))
+    one, two = (average_attention(model, inversion, places=("up",), block=b) for b in (0, 1))
+    assert_close((one + two) / 2, both)
+    assert not torch.allclose(one, two, rtol=1e-2)

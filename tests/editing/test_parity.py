@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from nti import Inversion, StableDiffusion, edit, invert
+from nti import Inversion, StableDiffusion, edit, generate, invert
 from nti.editing.reference import MapEdit, edit_reference
 from nti.networks.attention import CrossAttention, SelfAttention
-from tolerances import assert_close
+from tolerances import assert_close, relative_error
 
 STEPS = 10
 CAT = "a cat sitting next to a mirror"
@@ -188,6 +188,21 @@ def layers_of(model: StableDiffusion) -> Iterator[list[Tensor]]:
     yield found
     for hook in hooks:
         hook.remove()
+
+
+def test_the_reference_runs_in_float32_on_the_embedded_model(embedded: StableDiffusion) -> None:
+    """With words to subtract alone, and tensors of float64, as a plan gives them."""
+    source, edited = "a red circle and a blue star on wood", "a red circle and a blue heart on wood"
+    inversion = generate(embedded, source, seed=1, steps=4)
+    result = edit(embedded, inversion, edited, subtract="circle", replay=False, self_replace=0.25)
+    windows = torch.ones(4, 1, 77, dtype=torch.float64)
+    maps = MapEdit(
+        embedded.config.unet, result.alignments, windows, torch.ones(1, 77).double(), range(1),
+        subtract=_columns([[3], [3]]),
+    )  # fmt: skip
+    found = edit_reference(embedded, inversion, [edited], maps)
+    assert maps.masks and not all(mask.all() for mask in maps.masks)
+    assert relative_error(found[:, 1], result.latents[:, 0]) < 1e-4
 
 
 def published_rows(rows: int, edits: int) -> list[int]:

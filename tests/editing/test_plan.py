@@ -53,6 +53,11 @@ def test_an_inversion_that_it_was_not_made_for_is_refused(
         nti.edit_latents(model, nti.generate(model, "a dog", steps=10), plan)
 
 
+def test_a_plan_of_no_steps_is_refused(model: StableDiffusion) -> None:
+    with pytest.raises(ValueError, match="steps: got 0, expected 1 or more"):
+        EditPlan.create(model.tokenizer, "a cat", "a dog", steps=0)
+
+
 def test_a_later_and_stricter_blend_changes_less(
     model: StableDiffusion, inversion: Inversion
 ) -> None:

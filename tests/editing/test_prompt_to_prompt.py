@@ -5,6 +5,7 @@ import torch
 
 from nti import Inversion, StableDiffusion, edit, reconstruct
 from nti.networks.control import AttentionControl, Fold, MapCollector
+from nti.sampling.step import controlled_noise
 from tolerances import assert_close, relative_error
 
 TIGER = "a tiger sitting next to a mirror"
@@ -84,8 +85,8 @@ def test_captured_maps_are_those_that_the_fold_applies(
     )
     control = AttentionControl(fold, self_rows=torch.tensor([0, 0]))
     plain, edited = MapCollector(), MapCollector()
-    model.steps.controlled_noise(latent, 981, cond, None, plain)
-    model.steps.controlled_noise(latent, 981, cond, control, edited)
+    controlled_noise(model.unet, latent, torch.tensor(981), cond, None, plain)
+    controlled_noise(model.unet, latent, torch.tensor(981), cond, control, edited)
     assert [(m.site.place, m.site.level, m.site.kind) for m in plain.maps] == [
         (place, level, kind)
         for place, level in [("down", 0), ("down", 1), ("middle", 1)]
@@ -105,7 +106,7 @@ def test_captured_maps_are_those_that_the_fold_applies(
     )
     assert torch.equal(injected[0], injected[1])
     only = MapCollector(frozenset({"cross"}), frozenset({1}))
-    model.steps.controlled_noise(latent, 981, cond, None, only)
+    controlled_noise(model.unet, latent, torch.tensor(981), cond, None, only)
     assert {(m.site.kind, m.site.level) for m in only.maps} == {("cross", 1)}
 
 
@@ -162,7 +163,7 @@ def test_the_math_kernel_is_never_dispatched(model: StableDiffusion, inversion: 
     edit(model, inversion, [TIGER, SMALL], blend=[("cat", "tiger"), ("cat", "cat")])
     model.decode_latent(model.encode_image(torch.zeros(1, 3, 64, 64)))
     context = model.encode_text([""]).requires_grad_()
-    model.steps.noise(inversion.latents[:1], 981, context).sum().backward()
+    model.steps.noise(inversion.latents[:1], torch.tensor(981), context).sum().backward()
     assert context.grad is not None
 
 
@@ -179,6 +180,7 @@ def test_the_math_kernel_is_never_dispatched(model: StableDiffusion, inversion: 
         ({"self_replace": [0.1, 0.8]}, "self_replace: got"),
         ({"cross_replace": (0.1, 0.5, 0.8)}, "cross_replace: got"),
         ({"reweight": {"tiger": float("nan")}}, "got nan, expected a finite number"),
+        ({"reweight": {"tiger": "2"}}, "got '2', expected a finite number"),
         ({"guidance_scale": float("inf")}, "guidance_scale: got inf"),
         ({"mode": "reweight"}, "expected the same prompt twice"),
         ({"start": 10}, "start: got 10, expected 0 to 9"),

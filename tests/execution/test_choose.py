@@ -73,6 +73,13 @@ def test_a_check_is_made_once_in_a_process() -> None:
     assert len(calls) == 1
 
 
+def test_inference_mode_of_the_caller_is_no_obstacle() -> None:
+    with torch.inference_mode():
+        assert choose_execution(steps(), "cuda-graph", capture=capture).execution == "cuda-graph"
+        found = self_check.failures("triton", CPU, torch.float32)
+    assert not [each for each in found if "nference" in each]
+
+
 def test_a_check_leaves_random_numbers_alone() -> None:
     given = steps()
     torch.manual_seed(5)

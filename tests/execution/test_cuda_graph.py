@@ -1,8 +1,10 @@
 """Steps captured as CUDA graphs; on the CPU by a stand-in that replays what was dispatched."""
 
+import gc
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -121,10 +123,13 @@ def test_the_graph_that_was_not_used_for_longest_goes() -> None:
     assert len(store.graphs) == 2
 
 
-def test_two_devices_or_dtypes_have_a_graph_each() -> None:
-    step = GraphStore(capture).wrap(lambda x: x + 1)
+def test_two_devices_and_two_dtypes_have_a_graph_each() -> None:
+    store = GraphStore(capture)
+    step = store.wrap(lambda x: x + 1)
     assert step(torch.ones(2)).dtype == torch.float32
     assert step(torch.ones(2).double()).dtype == torch.float64
+    assert step(torch.ones(2, device="meta")).device.type == "meta"
+    assert len(store.graphs) == 3
 
 
 def test_a_captured_model_does_as_the_model(
@@ -170,6 +175,28 @@ def test_what_there_is_no_memory_to_capture_runs_as_it_is_unless_the_graph_is_re
     assert len(calls) == 1, "it is not tried again"
     with pytest.raises(RuntimeError):
         GraphStore(refuse).wrap(torch.add)(ones, ones)
+
+
+def test_what_a_failed_capture_made_is_gone_before_the_step_runs_without() -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+    alive: list[bool] = []
+
+    def fail(function: object, arguments: tuple[torch.Tensor, ...], pool: object) -> Any:
+        activations = arguments[0] + 1
+        made.append(weakref.ref(activations))
+        return no_memory()
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        alive.append(made[0]() is not None)
+        return x
+
+    gc.disable()
+    try:
+        with pytest.warns(UserWarning, match="no memory"):
+            GraphStore(fail, required=False).wrap(step)(torch.ones(2))
+    finally:
+        gc.enable()
+    assert alive == [False]
 
 
 def test_another_failure_is_an_error_whether_required_or_not() -> None:
@@ -265,14 +292,9 @@ def cuda_inputs(model: StableDiffusion, seed: int) -> IterationInputs:
     g = torch.Generator("cuda").manual_seed(seed)
     latent, eps, target = torch.randn(3, 1, 4, 16, 16, generator=g, device="cuda")
     context = torch.randn(1, 77, model.config.unet.context_dim, generator=g, device="cuda")
-    schedule = model.schedule(50)
-    return IterationInputs(
-        uncond=context, adam=AdamState.fresh(context),
-        active=torch.ones(1, dtype=torch.bool, device="cuda"), latent=latent,
-        timestep=schedule.timestep(seed, latent), eps_cond=eps, target=target,
-        coefficients=schedule.coefficients(seed).to(latent),
-        guidance_scale=torch.tensor(3.0 + seed, device="cuda"),
-        learning_rate=torch.tensor(1e-2, device="cuda"),
+    return IterationInputs.first(
+        context, latent, model.schedule(50), seed, eps_cond=eps, target=target,
+        guidance_scale=3.0 + seed, learning_rate=1e-2,
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ def kept(model: StableDiffusion, context: torch.Tensor) -> int:
 
     latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).double()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model.steps.noise(latent, 981, context.requires_grad_())
+        model.steps.noise(latent, torch.tensor(981), context.requires_grad_())
     return sum(held.values())
 
 
@@ -52,7 +52,7 @@ def test_predicted_noise_is_differentiable_by_torch_func(
     context = model.encode_text(["a cat"])
 
     def loss(context: torch.Tensor) -> torch.Tensor:
-        return model.steps.noise(latent, 981, context).square().sum()
+        return model.steps.noise(latent, torch.tensor(981), context).square().sum()
 
     found = torch.func.grad(loss)(context)
     leaf = context.requires_grad_()

@@ -129,16 +129,18 @@ def test_the_pivot_predicts_noise_at_the_target_timestep_by_default(
     model: StableDiffusion, setting: Setting
 ) -> None:
     last = setting.schedule.coefficients(T - 1)
-    eps = model.steps.noise(setting.pivot[-2], setting.schedule.timesteps[-2], setting.cond)
+    eps = model.steps.noise(
+        setting.pivot[-2], torch.tensor(setting.schedule.timesteps[-2]), setting.cond
+    )
     assert_close(
         ddim_step(setting.pivot[-3], eps, setting.schedule.coefficients(T - 2)), setting.pivot[-2]
     )
     paper = ddim_invert(
         model.steps, setting.pivot[-1], setting.cond, setting.schedule, noise_at="current"
     )
-    eps = model.steps.noise(paper[-2], setting.schedule.timesteps[-1], setting.cond)
+    eps = model.steps.noise(paper[-2], torch.tensor(setting.schedule.timesteps[-1]), setting.cond)
     assert_close(ddim_step(paper[-3], eps, setting.schedule.coefficients(T - 2)), paper[-2])
-    eps = model.steps.noise(paper[-1], setting.schedule.timesteps[-1], setting.cond)
+    eps = model.steps.noise(paper[-1], torch.tensor(setting.schedule.timesteps[-1]), setting.cond)
     assert_close(ddim_step(paper[-2], eps, last), paper[-1])
     with pytest.raises(ValueError, match="noise_at: got 'next'"):
         ddim_invert(model.steps, paper[-1], setting.cond, setting.schedule, noise_at="next")
@@ -198,6 +200,10 @@ def test_negative_prompt_inversion_samples_as_at_guidance_1(
         ({"method": "magic"}, "method: got 'magic', expected one of null-text"),
         ({"inner_steps": 0}, "inner_steps: got 0, expected 1 or more"),
         ({"steps": 1000}, "steps: got 1000, expected 1 to 999"),
+        ({"steps": 0}, "steps: got 0, expected 1 or more"),
+        ({"learning_rate": 0.01}, "learning_rate: got 0.01, expected a function of"),
+        ({"threshold": None}, "threshold: got None, expected a function of"),
+        ({"guidance_scale": float("nan")}, "guidance_scale: got nan"),
     ],
 )
 def test_numbers_that_cannot_be_are_refused(

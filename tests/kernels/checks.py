@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import pytest
 import torch
+from nti.kernels.backend import has_onednn
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,6 +15,20 @@ from tolerances import assert_close
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 Op = Callable[..., Tensor]
+
+BY_BACKEND = pytest.mark.parametrize(
+    "backend",
+    [
+        "reference",
+        pytest.param(
+            "onednn",
+            marks=pytest.mark.skipif(
+                not has_onednn(torch.device("cpu"), torch.float32), reason="needs oneDNN"
+            ),
+        ),
+    ],
+)
+"""The backends of a CPU."""
 
 
 @contextmanager

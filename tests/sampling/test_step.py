@@ -27,7 +27,9 @@ class Problem:
         self.eps_cond = self.predict(model.encode_text(["a cat", "a dog"]))
 
     def predict(self, context: torch.Tensor) -> torch.Tensor:
-        return self.model.steps.noise(self.latent, self.schedule.timesteps[INDEX], context)
+        return self.model.steps.noise(
+            self.latent, torch.tensor(self.schedule.timesteps[INDEX]), context
+        )
 
     def losses(self, uncond: torch.Tensor) -> torch.Tensor:
         eps = guided_noise(self.predict(uncond), self.eps_cond, W)

@@ -162,7 +162,7 @@ def test_an_unknown_backend_is_refused() -> None:
 def test_the_resolved_backend_computes_the_unets_attention(
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nti.model, "resolve_backend", lambda *_: backend)
+    monkeypatch.setattr(nti.model, "choose_backend", lambda *_: backend)
     modules = [m for m in nti.load_model(device="cpu").unet.modules() if hasattr(m, "backend")]
     assert modules
     assert {m.backend for m in modules} == {backend}

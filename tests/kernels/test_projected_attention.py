@@ -1,0 +1,47 @@
+"""Attention from its input by each backend, against PyTorch's in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from nti.kernels.layer_norm import LayerNorm
+from nti.kernels.projected_attention import projected_attention
+from torch import Tensor
+
+from checks import BY_BACKEND, normal, with_gradients
+from tolerances import assert_close
+
+HEADS = 2
+
+
+def plain(x: Tensor, context: Tensor | None, norm: LayerNorm, weights: list[Tensor]) -> Tensor:
+    normed = F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
+    source = normed if context is None else context
+    q, k, v = (
+        F.linear(y, w).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+        for y, w in zip((normed, source, source), weights, strict=True)
+    )
+    maps = (q @ k.mT / q.shape[-1] ** 0.5).softmax(dim=-1)
+    return (maps @ v).transpose(1, 2).flatten(2)
+
+
+@BY_BACKEND
+@pytest.mark.parametrize("crosses", [False, True], ids=["self", "cross"])
+def test_value_and_gradients(backend: str, crosses: bool, any_size: None) -> None:
+    draw = normal(f"projected {crosses}", torch.float32, "cpu")
+    x, cotangent = draw(2, 20, 8), draw(2, 20, 8)
+    norm = LayerNorm(draw(8), draw(8), 1e-5)
+    width = 6 if crosses else 8
+    weights = [draw(8, 8), draw(8, width), draw(8, width)]
+    inputs = [x, draw(2, 5, width)] if crosses else [x]
+    wide = LayerNorm(norm.weight.double(), norm.bias.double(), norm.eps)
+
+    def exact(x: Tensor, context: Tensor | None = None) -> Tensor:
+        return plain(x, context, wide, [w.double() for w in weights])
+
+    def ours(x: Tensor, context: Tensor | None = None) -> Tensor:
+        q, k, v = weights
+        return projected_attention(x, norm, context, (q, k, v), HEADS, backend=backend)
+
+    expected = with_gradients(exact, [each.double() for each in inputs], cotangent.double())
+    for found, right in zip(with_gradients(ours, inputs, cotangent), expected, strict=True):
+        assert_close(found, right.float())
