@@ -84,9 +84,10 @@ def _compare(
                     times[name].append(milliseconds)
         case = f"{work}, {'narrow, ' if options.quick else ''}{side} px"
         case += f", {EDIT_STEPS} steps" if work == "edit" else ""
-        made = [make_row("compare", n, case, milliseconds=t) for n, t in times.items()]
+        labels = {"before": f"before, {options.commit}", "after": "after"}
+        made = [make_row("compare", labels[n], case, milliseconds=t) for n, t in times.items()]
         for row in made:
-            print(f"{row.case:<24} {row.provider:<7} {row.p50_ms:>10.1f} ms", flush=True)
+            print(f"{row.case:<24} {row.provider:<16} {row.p50_ms:>10.1f} ms", flush=True)
         print(f"{case}: after / before {made[1].p50_ms / made[0].p50_ms:.3f}", flush=True)
         rows += made
     for child in children.values():
