@@ -9,7 +9,7 @@
 # becomes of the rest. The exit code is 1 if a section failed or ran out of time, 2 if nothing ran.
 set -uo pipefail
 
-sections=(checks kernels-tests inversion step edit kernels load compile)
+sections=(checks self-check kernels-tests inversion step edit kernels load compile)
 usage="usage: benchmarks/gpu.sh OUT [SECTION ...], sections: ${sections[*]}"
 [ $# -ge 1 ] || { echo "$usage" >&2; exit 2; }
 mkdir -p "$1" && out=$(cd "$1" && pwd) && cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
@@ -21,6 +21,11 @@ done
 measure=(python benchmarks/run.py --side 512 --out "$out")
 tests=(python -m pytest -v --tb=short --cuda)
 parts=8
+
+# Kernels that were never compiled, and what was imported before: a user's first load.
+self_check='import time, nti; nti.load_model(execution="eager", backend="reference")'
+self_check+='; started = time.perf_counter(); nti.load_model()'
+self_check+='; print(f"loading with the self-check: {time.perf_counter() - started:.1f} s")'
 
 # Seconds at most, the log's name, the command.
 within() {
@@ -49,6 +54,7 @@ kernels_tests() {
 run() {
     case $1 in
         checks) within 280 checks "${tests[@]}" --ignore tests/kernels tests ;;
+        self-check) within 60 self-check python -c "$self_check" ;;
         kernels-tests) kernels_tests ;;
         inversion) within 280 inversion "${measure[@]}" --repeats 1 inversion ;;
         step) within 280 step "${measure[@]}" --repeats 5 step ;;

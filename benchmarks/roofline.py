@@ -21,6 +21,7 @@ from rows import Row, make_row
 from timing import interleaved
 
 __all__ = [
+    "counted",
     "forward_tflop",
     "inversion_tflop",
     "iteration_tflop",
@@ -48,7 +49,7 @@ def products(repeats: int, dtype: torch.dtype, device: torch.device) -> list[Row
 def forward_tflop(config: ModelConfig, side: int) -> float:
     """Of a forward pass of one row; see `iteration_tflop`."""
     unet = empty_unet(config.unet)
-    with torch.device("meta"), _counted() as counter, torch.no_grad():
+    with torch.device("meta"), counted() as counter, torch.no_grad():
         latent, timestep, context = _inputs(config, side)
         unet(latent, timestep, encoder_hidden_states=context)
     return counter.get_total_flops() / 1e12
@@ -67,14 +68,15 @@ def iteration_tflop(config: ModelConfig, side: int) -> float:
     provider that does more (gradients to weights, blocks computed again) is credited with this.
     """
     unet = empty_unet(config.unet).requires_grad_(False)
-    with torch.device("meta"), _counted() as counter:
+    with torch.device("meta"), counted() as counter:
         latent, timestep, uncond = _inputs(config, side)
         unet(latent, timestep, encoder_hidden_states=uncond).sample.sum().backward()
     return counter.get_total_flops() / 1e12
 
 
 @contextmanager
-def _counted() -> Iterator[FlopCounterMode]:
+def counted() -> Iterator[FlopCounterMode]:
+    """Count the FLOPs of what runs inside, attention as its products."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         yield counter
 

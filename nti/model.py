@@ -194,7 +194,7 @@ def load_model(
             CUDA if its kernels pass their self-check, else the reference.
         memory: `low` computes the UNet's blocks again in the backward pass instead of keeping what
             is inside them: for half precision at 512 pixels 61 MiB of activations instead of 444
-            (`benchmarks/activations.py`), for a quarter to a third more time.
+            (`benchmarks/counts.py`), for a quarter to a third more time.
         execution: how the steps run; see `StableDiffusion.with_execution`.
 
     Returns:

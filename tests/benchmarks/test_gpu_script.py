@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks/gpu.sh"
-SECTIONS = ["checks", "kernels-tests", "inversion", "step", "edit", "kernels", "load", "compile"]
+SECTIONS = [
+    "checks", "self-check", "kernels-tests", "inversion", "step", "edit", "kernels", "load",
+    "compile",
+]  # fmt: skip
 PARTS = 8
 
 STAND_IN = """#!/bin/sh
@@ -51,7 +54,7 @@ def run(folder: Path, *sections: str, broken: str = "") -> Run:
 def section_of(call: str) -> str:
     if "-m pytest" in call:
         return "kernels-tests" if "--part" in call else "checks"
-    return call.split()[-1]
+    return "self-check" if call.startswith("-c ") else call.split()[-1]
 
 
 def test_all_sections_run_in_order(tmp_path: Path) -> None:
@@ -60,9 +63,9 @@ def test_all_sections_run_in_order(tmp_path: Path) -> None:
     ran = [section_of(call) for call in done.calls]
     assert list(dict.fromkeys(ran)) == SECTIONS
     assert ran.count("kernels-tests") == PARTS and len(ran) == len(SECTIONS) + PARTS - 1
-    parts = {call.split()[call.split().index("--part") + 1] for call in done.calls[1 : PARTS + 1]}
+    parts = {call.split()[call.split().index("--part") + 1] for call in done.calls[2 : PARTS + 2]}
     assert parts == {f"{i}/{PARTS}" for i in range(1, PARTS + 1)}
-    assert all(f"--out {done.out}" in call for call in done.calls[PARTS + 1 :])
+    assert all(f"--out {done.out}" in call for call in done.calls[PARTS + 2 :])
 
 
 def test_sections_can_be_run_apart(tmp_path: Path) -> None:
@@ -94,4 +97,4 @@ def test_a_section_that_is_none_is_refused_before_any_runs(
 ) -> None:
     done = run(tmp_path, *sections)
     assert done.code == 2 and not done.calls
-    assert "sections: checks kernels-tests" in done.said
+    assert "sections: checks self-check kernels-tests" in done.said
