@@ -18,7 +18,7 @@ __all__ = ["ROWS", "feed_forward"]
 
 aten = torch.ops.aten
 
-ROWS = 256
+ROWS = 512
 """Enough for a product to run at full speed, few enough to stay in the cache."""
 
 
