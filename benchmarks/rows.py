@@ -120,8 +120,7 @@ def _parse(kind: object, text: str) -> str | int | float | bool:
 def environment() -> str:
     """Return the device in words.
 
-    A processor with its family and model, as one name stands for several: under `AMD EPYC` the
-    frozen loop took 7.4 s on one machine and 5.0 s on another.
+    A processor with its family and model, as one name stands for several.
     """
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
