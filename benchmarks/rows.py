@@ -118,15 +118,18 @@ def _parse(kind: object, text: str) -> str | int | float | bool:
 
 
 def environment() -> str:
-    """Return the device in words."""
+    """Return the device in words.
+
+    A processor with its family and model, as one name stands for several.
+    """
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} cores"
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    facts = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in lines)}
+    name = facts.get("model name", platform.machine())
+    if "cpu family" in facts and "model" in facts:
+        name += f" (family {facts['cpu family']}, model {facts['model']})"
+    return f"{name}, {torch.get_num_threads()} cores"
 
 
 def _version(distribution: str) -> str:
