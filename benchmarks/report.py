@@ -19,12 +19,18 @@ ROOT = Path(__file__).parent.parent
 RESULTS, PLOT = ROOT / "benchmarks" / "results", ROOT / "docs" / "performance.png"
 SECTION = re.compile(r"(<!-- performance -->\n).*(<!-- end performance -->)", re.DOTALL)
 
-BASES = {"step": "frozen", "edit": "published batch", "community": "NullTextPipeline"}
+BASES = {
+    "step": "frozen",
+    "compare": "before, 820af66",
+    "edit": "published batch",
+    "community": "NullTextPipeline",
+}
 """What the ratios are to."""
 
 TITLES = {
     "roofline": "The most that this machine reaches",
     "step": "One inner iteration of null-text optimization",
+    "compare": "This tree, and the commit before its steps had a home of their own, in turns",
     "edit": "An edit of one prompt, default windows, without decoding",
     "inversion": "An inversion, time an image",
     "community": "An inversion by diffusers' community pipeline, and by this project",
