@@ -11,17 +11,7 @@ from nti import EditPlan, Inversion
 from nti.cli import main
 from nti.demo import sample_captions, sample_image
 from nti.inversion.null_text import Rule
-
-CAPTION = "a purple circle on snow"
-FEW = ["--steps", "4", "--device", "cpu"]
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("cli") / "x.nti.safetensors"
-    image = str(sample_image("purple-circle"))
-    assert main(["invert", image, "--prompt", CAPTION, *FEW, "-o", str(path)]) == 0
-    return path
+from sample import CAPTION, FEW
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -43,28 +33,6 @@ def test_reconstruct_writes_the_image(saved: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "r.png"
     assert main(["reconstruct", str(saved), "-o", str(out)]) == 0
     assert size_of(out) == (128, 128)
-
-
-@pytest.fixture(scope="module")
-def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sample on the left of a wider picture, lying on its side as its EXIF says."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    path = tmp_path_factory.mktemp("cli") / "photograph.png"
-    with Image.open(sample_image("purple-circle")) as sample:
-        wide = Image.new("RGB", (200, 136), "white")
-        wide.paste(sample, (4, 4))
-    wide.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
-    return path
-
-
-@pytest.fixture(scope="module")
-def saved_wide(photograph: Path) -> Path:
-    path = photograph.with_name("wide.nti.safetensors")
-    size = ["--size", "160x128", "--fit", "crop"]
-    arguments = ["invert", str(photograph), "--prompt", CAPTION, *size, *FEW, "--method", "ddim"]
-    assert main([*arguments, "-o", str(path)]) == 0
-    return path
 
 
 def test_an_image_of_another_shape_comes_back_at_its_own_size(
@@ -224,117 +192,6 @@ def test_a_word_outside_the_world_is_warned_of(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["invert", "none.png", "--prompt", "a", "-o", "x"], "none.png: no such file"),
-        (["invert", "{image}", "--prompt", "a", "--steps", "0", "-o", "{o}"], "steps: got 0"),
-        (["invert", "{image}", "--prompt", "a", "--method", "m", "-o", "{o}"], "method: got 'm'"),
-        (["invert", "{image}", "--prompt", "a", "--size", "big", "-o", "{o}"], "--size: got 'big'"),
-        (
-            ["invert", "{image}", "--prompt", "a", "--size", "500x130", "-o", "{o}"],
-            "size: got 500x130, expected multiples of 32, which shapes needs; the nearest are"
-            " 512x128",
-        ),
-        (["invert", "{image}", "--prompt", "a", "--fit", "f", "-o", "{o}"], "fit: got 'f'"),
-        (
-            ["reconstruct", "{wide}", "--paste-back", "{image}", "-o", "{o}"],
-            "original: got 128x128, expected 200x136: give the image that was inverted",
-        ),
-        (["reconstruct", "{wide}", "--paste-back", "none", "-o", "{o}"], "none: no such file"),
-        (["reconstruct", "none", "-o", "{o}"], "none: no such file; expected an inversion"),
-        (["reconstruct", "{image}", "-o", "{o}"], "not a saved inversion"),
-        (["reconstruct", "{saved}", "--steps", "9", "-o", "{o}"], "--steps: got 9, expected 4"),
-        (["reconstruct", "{saved}", "--dtype", "int4", "-o", "{o}"], "--dtype: got 'int4'"),
-        (["reconstruct", "{saved}", "--device", "warp", "-o", "{o}"], "warp"),
-        (["reconstruct", "{saved}", "--backend", "b", "-o", "{o}"], "backend: got 'b'"),
-        (["reconstruct", "{saved}", "--memory", "m", "-o", "{o}"], "memory: got 'm'"),
-        (["reconstruct", "{saved}", "--execution", "e", "-o", "{o}"], "execution: got 'e'"),
-        (
-            ["reconstruct", "{saved}", "--device", "cpu", "--execution", "cuda-graph", "-o", "{o}"],
-            "execution: got 'cuda-graph' on cpu",
-        ),
-        (["invert", "{image}", "--prompt", "a", "--noise-at", "n", "-o", "{o}"], "noise_at: got"),
-        (["invert", "{image}", "--prompt", "a", "--early-stop", "x", "-o", "{o}"], "--early-stop"),
-        (["edit", "{saved}", "--prompt", "a", "--start", "4", "-o", "{o}"], "start: got 4"),
-        (
-            [
-                "edit",
-                "{saved}",
-                "--prompt",
-                "a circle on snow",
-                "--blend",
-                "circle",
-                "--blend-threshold",
-                "1",
-                "-o",
-                "{o}",
-            ],
-            "blend_threshold: got 1.0",
-        ),
-        (
-            ["attention", "{saved}", "--level", "9", "--place", "up", "-o", "{o}"],
-            "attention: got cross at level 9 of up, expected cross or self at one of",
-        ),
-        (
-            ["attention", "{saved}", "--components", "999", "-o", "{o}"],
-            "components: got 999, expected 1 to 64",
-        ),
-        (
-            ["attention", "{saved}", "--components", "1", "--words", "-o", "{o}"],
-            "--components: got",
-        ),
-        (["attention", "{saved}", "--blend", "circle", "-o", "{o}"], "got no --prompt"),
-        (
-            [
-                "edit",
-                "{saved}",
-                "--prompt",
-                "a",
-                "--paste-back",
-                "{image}",
-                "-o",
-                "{folder}/x.SafeTensors",
-            ],
-            "--paste-back: got",
-        ),
-        (["generate", "a", "--size", "100", "-o", "{o}"], "size: got 100x100, expected multiples"),
-        (["generate", "a", "--size", "native", "-o", "{o}"], "--size: got 'native'"),
-        (["reconstruct", "{saved}", "--checkpoint", "{image}", "-o", "{o}"], "not a safetensors"),
-        (["reconstruct", "{saved}", "-o", "{folder}"], "--output: got the directory"),
-        (["reconstruct", "{saved}", "-o", "{folder}/o.xyz"], "expected a name that ends in .png"),
-        (["reconstruct", "{saved}", "--guidance", "nan", "-o", "{o}"], "guidance_scale: got nan"),
-        (["edit", "{saved}", "--prompt", "a", "--mode", "m", "-o", "{o}"], "mode: got 'm'"),
-        (["edit", "{saved}", "--prompt", "a", "--cross", "x", "-o", "{o}"], "--cross: got 'x'"),
-        (["edit", "{saved}", "--prompt", "a", "--self", "2", "-o", "{o}"], "self_replace: got 2"),
-        (["edit", "{saved}", "--prompt", "a", "--reweight", "x", "-o", "{o}"], "expected WORD="),
-        (["edit", "{saved}", "--prompt", "a", "--blend", "dog", "-o", "{o}"], "'dog' is not in"),
-        (["align", "a cat", "a big cat", "--mode", "replace"], "replace needs the same number of"),
-        (["align", "a cat", "a big cat", "--mode", "m"], "mode: got 'm', expected one of auto"),
-        (["inspect", "none"], "none: no such file"),
-    ],
-)
-def test_errors_are_one_line_and_exit_code_2(
-    saved: Path,
-    saved_wide: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    message: str,
-) -> None:
-    places = {
-        "{saved}": str(saved),
-        "{wide}": str(saved_wide),
-        "{image}": str(sample_image("purple-circle")),
-        "{o}": str(tmp_path / "o.png"),
-    }
-    resolved = [places.get(a, a) for a in arguments]
-    assert main([a.replace("{folder}", str(tmp_path)) for a in resolved]) == 2
-    error = [x for x in capsys.readouterr().err.splitlines() if x.startswith("nti: error: ")]
-    assert len(error) == 1 and message in error[0]
-    assert not (tmp_path / "o.png").exists()
-
-
-@pytest.mark.parametrize(
     ("options", "expected"),
     [
         ([], {"noise_at": "target", "learning_rate": 0.005, "threshold": 1.01e-3}),
@@ -386,37 +243,6 @@ def test_an_edit_may_be_left_as_latents(saved: Path, tmp_path: Path) -> None:
     assert main(["edit", str(saved), *prompts, "-o", str(out)]) == 0
     assert load_file(out)["latents"].shape == (2, 4, 16, 16)
     assert [p.name for p in tmp_path.iterdir()] == ["e.SAFETENSORS"]
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        [],
-        ["nonsense"],
-        ["invert"],
-        ["invert", "x", "--steps", "x"],
-        ["generate"],
-    ],
-)
-def test_a_wrong_call_is_one_line_and_exit_code_2(
-    capsys: pytest.CaptureFixture[str], arguments: list[str]
-) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        main(arguments)
-    assert exit_.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("nti: error: ")
-
-
-def test_an_interrupted_run_says_so(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupt(path: Path) -> str:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("nti.inspection.describe_file", interrupt)
-    assert main(["inspect", "x"]) == 130
-    assert capsys.readouterr().err == "nti: interrupted\n"
 
 
 def test_float64_stays_float64(tmp_path: Path) -> None:
