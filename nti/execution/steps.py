@@ -24,7 +24,8 @@ class Steps:
     """Four functions of tensors on the UNet's device; `nti.sampling.step` says what they compute.
 
     Arguments are never changed, and results belong to the caller: no later call overwrites them.
-    Calls from several threads do not disturb each other.
+    Calls from several threads do not disturb each other. A gradient goes through results only where
+    steps run eagerly; `nti.sampling.step.noise` is for those who need one.
     """
 
     unet: UNet
