@@ -194,7 +194,8 @@ def load_model(
             CUDA if its kernels pass their self-check, else the reference.
         memory: `low` computes the UNet's blocks again in the backward pass instead of keeping what
             is inside them: for half precision at 512 pixels 61 MiB of activations instead of 444
-            (`benchmarks/counts.py`), for a quarter to a third more time.
+            (`benchmarks/counts.py`), for 1.4 to 1.5 times the time of an iteration on a CPU
+            (`benchmarks/results/step.csv`).
         execution: how the steps run; see `StableDiffusion.with_execution`.
 
     Returns:
