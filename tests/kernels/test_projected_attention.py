@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from nti.kernels import projected_attention_onednn
 from nti.kernels.layer_norm import LayerNorm
 from nti.kernels.projected_attention import projected_attention
 from torch import Tensor
@@ -25,8 +26,12 @@ def plain(x: Tensor, context: Tensor | None, norm: LayerNorm, weights: list[Tens
 
 
 @BY_BACKEND
+@pytest.mark.parametrize("kept", [0, 2**20], ids=["projected again", "kept"])
 @pytest.mark.parametrize("crosses", [False, True], ids=["self", "cross"])
-def test_value_and_gradients(backend: str, crosses: bool, any_size: None) -> None:
+def test_value_and_gradients(
+    backend: str, crosses: bool, kept: int, any_size: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(projected_attention_onednn, "KEPT", kept)
     draw = normal(f"projected {crosses}", torch.float32, "cpu")
     x, cotangent = draw(2, 20, 8), draw(2, 20, 8)
     norm = LayerNorm(draw(8), draw(8), 1e-5)
