@@ -1,5 +1,7 @@
 """The pivot: DDIM inversion at guidance 1."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,8 @@ def ddim_invert(
     *,
     noise_at: str = "target",
     callback: Callback | None = None,
+    watch: Callable[[tuple[Tensor, ...]], object] | None = None,
+    state: tuple[Tensor, ...] = (),
 ) -> Tensor:
     """z*_0 -> z*_T with the conditional noise alone (null-text paper, section 3.1).
 
@@ -39,6 +43,8 @@ def ddim_invert(
             t, as the published code does, or `current`, t - 20, as the paper writes (the first
             move, which has no timestep before it, takes t in both).
         callback: see `nti.errors.Callback`.
+        watch: told after every step how far it is: the latents from z*_0 on.
+        state: where to go on from, as `watch` was told it; empty: from the start.
 
     Returns:
         The pivot in sampling order (T + 1, B, 4, h, w): index 0 is z*_T, the last is `latent`.
@@ -50,12 +56,14 @@ def ddim_invert(
 
     """
     check_noise_at(noise_at)
-    pivot = [latent]
-    for i in reversed(range(schedule.steps)):
+    pivot = state or (latent,)
+    for i in reversed(range(schedule.steps + 1 - len(pivot))):
         at = i if noise_at == "target" else min(i + 1, schedule.steps - 1)
         eps = steps.noise(pivot[-1], schedule.timestep(at, latent), cond)
-        pivot.append(ddim_inverse_step(pivot[-1], eps, schedule.coefficients(i)))
+        pivot = (*pivot, ddim_inverse_step(pivot[-1], eps, schedule.coefficients(i)))
         where = f"DDIM inversion to timestep {schedule.timesteps[i]}"
         check_finite(pivot[-1], where, steps.unet.conv_in.weight.dtype)
+        if watch is not None:
+            watch(pivot)
         report(callback, schedule.steps - i, schedule.steps)
     return torch.stack(pivot[::-1])

@@ -1,21 +1,20 @@
-"""The `Inversion`: what inverting an image leaves behind, saved as one safetensors file and read
-again.
-"""
+"""The `Inversion`: what inverting an image leaves behind."""
 
-import dataclasses
-import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import torch
 from torch import Tensor
 
+from nti.fingerprint import Fingerprint
 from nti.image import Placement
+from nti.inversion import inversion_file
+from nti.inversion.inversion_file import InversionFileError
 
-__all__ = ["GENERATED", "METHODS", "Inversion", "InversionFileError"]
+__all__ = ["GENERATED", "METHODS", "Inversion", "InversionFileError", "Provenance"]
 
 METHODS = ("null-text", "negative-prompt", "ddim")
 """What `nti.invert` knows."""
@@ -23,15 +22,20 @@ METHODS = ("null-text", "negative-prompt", "ddim")
 GENERATED = "generated"
 """The method of an inversion that `nti.generate` made, without an image."""
 
-FORMAT = "nti-inversion-1"
-"""Stands in the file's metadata; another number means another meaning of the tensors."""
-
 TENSORS = ("uncond", "pivot", "latents", "losses")
-WORDS = ("prompt", "method", "guidance_scale", "model_name", "placement")
+WORDS = ("prompt", "method", "guidance_scale", "model_name", "placement", "made")
 
 
-class InversionFileError(ValueError):
-    """A file that is no saved inversion; the message says what was found instead."""
+@dataclass(frozen=True)
+class Provenance:
+    """What an inversion was made from, and how: values that JSON can hold."""
+
+    image_sha256: str | None = None
+    """Of the image file's bytes, or of the pixels of an image that was no file; None for none."""
+    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """All of them by name; rules are tables of T numbers."""
+    versions: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Of nti and torch, and the device, dtype, backend and execution of the model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +64,10 @@ class Inversion:
     """Each inner iteration's loss (T, N), NaN where it had stopped; (T, 0) for other methods."""
     placement: Placement | None = None
     """Where the image lies in its original, for `nti.paste_back`; None for a tensor."""
+    made: Provenance | None = None
+    """None for a file of format 1, which does not say."""
+    weights: Fingerprint | None = None
+    """Of the model that it was made with; None for a file of format 1."""
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.guidance_scale):
@@ -71,51 +79,50 @@ class Inversion:
                 f"inversion: got {steps} embeddings with pivot, latents and losses of length"
                 f" {lengths}, expected {(steps + 1, steps + 1, steps)}"
             )
+        if self.pivot.ndim != 4 or self.pivot.shape != self.latents.shape or self.losses.ndim != 2:
+            raise ValueError(
+                f"inversion: got a pivot {tuple(self.pivot.shape)}, latents"
+                f" {tuple(self.latents.shape)} and losses {tuple(self.losses.shape)}, expected"
+                " twice (T + 1, 4, h, w), and (T, N)"
+            )
+        for name in TENSORS:
+            values = getattr(self, name)
+            if not values.is_floating_point() or not _sound(values, nan=name == "losses"):
+                raise ValueError(
+                    f"{name}: got {values.dtype} with values that are not finite, or of another"
+                    " kind, expected finite floating point: invert the image again"
+                )
 
     @property
     def steps(self) -> int:
         """The number of timesteps T."""
         return self.uncond.shape[0]
 
-    def save(self, path: str | Path) -> None:
-        """Write the inversion to `path`, whole or not at all, and make its folder."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        header = {name: getattr(self, name) for name in WORDS}
-        if self.placement is not None:
-            header["placement"] = dataclasses.asdict(self.placement)
-        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in TENSORS}
-        part = path.with_name(path.name + ".part")
-        save_file(tensors, part, metadata={"format": FORMAT, "inversion": json.dumps(header)})
-        part.replace(path)
+    @property
+    def iterations(self) -> list[int]:
+        """How many inner iterations each timestep took: T numbers, 0 for other methods."""
+        counts: list[int] = (~self.losses.isnan()).sum(dim=1).tolist()
+        return counts
+
+    def save(self, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write the inversion to `path`, whole or not at all, and make its folder.
+
+        Args:
+            path: of the file; docs/format.md describes it.
+            dtype: what embeddings and latents are rounded to, torch.float16 or torch.bfloat16 for
+                half the size; None: as they are. They are read as float32.
+
+        Raises:
+            OSError: where it cannot be written. An old file is then as it was.
+            ValueError: another dtype, or values too large for it.
+
+        """
+        inversion_file.save(self, path, dtype)
 
     @classmethod
     def load(cls, path: str | Path) -> "Inversion":
         """Read an inversion onto the CPU. Raises InversionFileError for a file that is none."""
-        path = Path(path)
-        if not path.is_file():
-            raise InversionFileError(
-                f"{path}: no such file; expected an inversion saved by `nti invert`"
-            )
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                found = metadata.get("format")
-                if found != FORMAT:
-                    raise InversionFileError(
-                        f"{path}: got a safetensors file of format {found!r}, expected {FORMAT!r}:"
-                        f" make it with `nti invert`"
-                    )
-                tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in TENSORS}
-            fields: dict[str, Any] = {**json.loads(metadata["inversion"]), **tensors}
-            if fields.get("placement") is not None:
-                boxes = {name: tuple(box) for name, box in fields["placement"].items()}
-                fields["placement"] = Placement(**boxes)
-            return cls(**fields)
-        except InversionFileError:
-            raise
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise InversionFileError(f"{path}: not a saved inversion ({error})") from error
+        return inversion_file.load(path)
 
     def __eq__(self, other: object) -> bool:
         """Compare words, numbers and tensors exactly; NaN equals NaN, and nothing else."""
@@ -131,6 +138,11 @@ class Inversion:
 
     def _words(self) -> tuple[Any, ...]:
         return tuple(getattr(self, name) for name in WORDS)
+
+
+def _sound(values: Tensor, *, nan: bool) -> bool:
+    finite = values.isfinite()
+    return bool((finite | values.isnan() if nan else finite).all())
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

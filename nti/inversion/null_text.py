@@ -16,11 +16,14 @@ from nti.errors import Callback, check_finite, report
 from nti.execution.steps import Steps
 from nti.networks.unet import UNet
 from nti.sampling.schedule import Schedule, ddim_step
-from nti.sampling.step import IterationInputs, guided_noise, noise
+from nti.sampling.step import AdamState, IterationInputs, guided_noise, noise
 
 __all__ = [
     "NullTextResult",
+    "NullTextState",
     "Rule",
+    "Timestep",
+    "Watch",
     "optimize_null_text",
     "published_learning_rate",
     "published_threshold",
@@ -78,6 +81,39 @@ def reference(
 
 
 @dataclass(frozen=True, eq=False)
+class Timestep:
+    """An optimization inside one timestep, after some iterations."""
+
+    uncond: Tensor
+    """The embeddings (B, 77, C)."""
+    adam: AdamState
+    active: Tensor
+    """(B,) bool: the images that have not stopped."""
+    losses: Tensor
+    """(B, N), NaN where none was computed."""
+    iterations: int
+    """How many were computed."""
+
+
+@dataclass(frozen=True, eq=False)
+class NullTextState:
+    """How far an optimization is: all that the rest of it depends on."""
+
+    uncond: tuple[Tensor, ...]
+    """The embeddings (B, 77, C) of the timesteps that are done."""
+    latents: tuple[Tensor, ...]
+    """The latents visited (B, 4, h, w): z_T, and one more for each of them."""
+    losses: tuple[Tensor, ...]
+    """Their losses (B, N), NaN where an image had stopped."""
+    timestep: Timestep | None = None
+    """The one that is under way; None before its first iteration."""
+
+
+Watch = Callable[[NullTextState], object]
+"""Told how far an optimization is after every iteration and every timestep."""
+
+
+@dataclass(frozen=True, eq=False)
 class NullTextResult:
     """What optimization leaves, in sampling order."""
 
@@ -103,6 +139,8 @@ def optimize_null_text(
     learning_rate: Rule = published_learning_rate,
     threshold: Rule = published_threshold,
     callback: Callback | None = None,
+    watch: Watch | None = None,
+    state: NullTextState | None = None,
 ) -> NullTextResult:
     """Algorithm 1 of the null-text inversion paper, for B images at once.
 
@@ -120,19 +158,20 @@ def optimize_null_text(
         learning_rate: of Adam, by timestep.
         threshold: of the early stop, by timestep.
         callback: see `nti.errors.Callback`.
+        watch: see `Watch`.
+        state: where to go on from, as `watch` was told it; None: from the start.
 
     Raises:
         NotFiniteError: latents that are not finite, as of an overflow in half precision.
         Stopped: by the callback.
 
     """
-    latent, visited, embeddings, losses = pivot[0], [pivot[0]], [], []
-    uncond = uncond.clone()  # one made in inference mode could not learn
-    for i in range(schedule.steps):
-        t = schedule.timestep(i, latent)
+    state = state or NullTextState((), (pivot[0],), ())
+    for i in range(len(state.uncond), schedule.steps):
+        latent, t = state.latents[-1], schedule.timestep(i, pivot)
         eps_cond = steps.noise(latent, t, cond)
         x = IterationInputs.first(
-            uncond,
+            state.uncond[-1] if state.uncond else uncond.clone(),  # could be of inference mode
             latent,
             schedule,
             i,
@@ -141,28 +180,41 @@ def optimize_null_text(
             guidance_scale=guidance_scale,
             learning_rate=learning_rate(i, schedule.steps),
         )
-        uncond, trace = _optimize_timestep(steps, x, inner_steps, threshold(i, schedule.steps))
-        eps = guided_noise(steps.noise(latent, t, uncond), eps_cond, guidance_scale)
+        done = _optimize_timestep(
+            steps, x, state, inner_steps, threshold(i, schedule.steps), watch
+        )
+        eps = guided_noise(steps.noise(latent, t, done.uncond), eps_cond, guidance_scale)
         latent = ddim_step(latent, eps, schedule.coefficients(i))
         where = f"null-text optimization at timestep {schedule.timesteps[i]}"
         check_finite(latent, where, steps.unet.conv_in.weight.dtype)
-        visited.append(latent)
-        embeddings.append(uncond)
-        losses.append(trace)
+        state = NullTextState(
+            (*state.uncond, done.uncond), (*state.latents, latent), (*state.losses, done.losses)
+        )
+        if watch is not None:
+            watch(state)
         report(callback, i + 1, schedule.steps)
-    return NullTextResult(torch.stack(embeddings), torch.stack(visited), torch.stack(losses))
+    return NullTextResult(*(torch.stack(x) for x in (state.uncond, state.latents, state.losses)))
 
 
 def _optimize_timestep(
-    steps: Steps, x: IterationInputs, inner_steps: int, threshold: float
-) -> tuple[Tensor, Tensor]:
-    """Return one timestep's embeddings (B, 77, C), and their losses (B, N) with NaN at the end."""
+    steps: Steps,
+    x: IterationInputs,
+    state: NullTextState,
+    inner_steps: int,
+    threshold: float,
+    watch: Watch | None,
+) -> Timestep:
+    """Iterate on one timestep, from where the state has it."""
     trace = x.uncond.new_full((len(x.uncond), inner_steps), torch.nan)
-    for j in range(inner_steps):
-        made = steps.null_text_iteration(x)
-        trace[:, j] = torch.where(x.active, made.losses, torch.nan)
-        active = x.active & (made.losses >= threshold)
-        x = replace(x, uncond=made.uncond, adam=made.adam, active=active)
-        if not active.any():
-            break
-    return x.uncond, trace
+    at = state.timestep or Timestep(x.uncond, x.adam, x.active, trace, 0)
+    while at.iterations < inner_steps and at.active.any():
+        made = steps.null_text_iteration(
+            replace(x, uncond=at.uncond, adam=at.adam, active=at.active)
+        )
+        losses = at.losses.clone()
+        losses[:, at.iterations] = torch.where(at.active, made.losses, torch.nan)
+        active = at.active & (made.losses >= threshold)
+        at = Timestep(made.uncond, made.adam, active, losses, at.iterations + 1)
+        if watch is not None:
+            watch(replace(state, timestep=at))
+    return at

@@ -1,0 +1,43 @@
+"""JSON that strangers wrote, into checked dataclasses: a checkpoint's metadata and configuration
+files, a saved inversion's header.
+"""
+
+from typing import TypeVar
+
+import msgspec
+
+__all__ = ["LONGEST", "decode"]
+
+T = TypeVar("T")
+
+LONGEST = 16 * 2**20
+"""Bytes of JSON that are read at most."""
+
+
+def decode(text: str | bytes, kind: type[T], what: str) -> T:
+    """Read JSON as a type: every field must be there, of its type and within its bounds.
+
+    Args:
+        text: JSON. A byte order mark before it is skipped.
+        kind: a dataclass or any type that msgspec knows. `Annotated[int, msgspec.Meta(ge=1)]`
+            bounds a number; a ValueError of a dataclass's own check counts as well.
+        what: names the text in an error: the file and the entry.
+
+    Raises:
+        ValueError: text that is no JSON or does not fit the type; the message names the field.
+
+    """
+    data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    if len(data) > LONGEST:
+        raise ValueError(f"{what}: got {len(data)} bytes of JSON, expected {LONGEST} at most")
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        # "Expected `int`, got `str` - at `$.unet.channels`" -> "unet.channels: expected ..."
+        problem, _, place = str(error).partition(" - at `$")
+        place = place.rstrip("`").lstrip(".")
+        found = problem[:1].lower() + problem[1:]
+        raise ValueError(f"{what}: {place + ': ' if place else ''}{found}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{what}: got text that is no JSON ({error})") from None
