@@ -1,5 +1,5 @@
-"""Attention from its input with products by oneDNN; what is large is projected again in the backward
-pass.
+"""Attention from its input with products by oneDNN, which projects again in the backward pass what
+is large.
 
 Beside x and the context the result and a number a query are saved, and q, k and v where they are
 small.

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nti.editing.prompt_to_prompt import EditResult as EditResult
     from nti.editing.prompt_to_prompt import edit as edit
     from nti.editing.prompt_to_prompt import edit_latents as edit_latents
+    from nti.errors import BatchError as BatchError
     from nti.errors import NotFiniteError as NotFiniteError
     from nti.errors import Stopped as Stopped
     from nti.image import Placement as Placement
@@ -30,16 +31,20 @@ if TYPE_CHECKING:
     from nti.inversion.generate import generate as generate
     from nti.inversion.inversion import Inversion as Inversion
     from nti.inversion.inversion import InversionFileError as InversionFileError
-    from nti.inversion.invert import InversionSettings as InversionSettings
     from nti.inversion.invert import InvertedLatents as InvertedLatents
     from nti.inversion.invert import invert as invert
     from nti.inversion.invert import invert_batch as invert_batch
     from nti.inversion.invert import invert_latent as invert_latent
     from nti.inversion.null_text import NullTextResult as NullTextResult
     from nti.inversion.null_text import optimize_null_text as optimize_null_text
+    from nti.inversion.provenance import Provenance as Provenance
     from nti.inversion.sampling import reconstruct as reconstruct
     from nti.inversion.sampling import reconstruct_latents as reconstruct_latents
     from nti.inversion.sampling import sample as sample
+    from nti.inversion.settings import InversionSettings as InversionSettings
+    from nti.inversion.state import InversionState as InversionState
+    from nti.inversion.state import StateFile as StateFile
+    from nti.inversion.state import StateFileError as StateFileError
     from nti.model import StableDiffusion as StableDiffusion
     from nti.model import load_model as load_model
     from nti.weights_loader import CheckpointError as CheckpointError
@@ -51,16 +56,17 @@ _HOMES = {
     "nti.editing.attention_maps": ("average_attention",),
     "nti.editing.plan": ("EditPlan",),
     "nti.editing.prompt_to_prompt": ("EditResult", "EditedLatents", "edit", "edit_latents"),
-    "nti.errors": ("NotFiniteError", "Stopped"),
+    "nti.errors": ("BatchError", "NotFiniteError", "Stopped"),
     "nti.image": ("Placement", "load_image", "open_image", "paste_back", "to_pil"),
     "nti.inversion.ddim": ("ddim_invert",),
     "nti.inversion.generate": ("generate",),
     "nti.inversion.inversion": ("Inversion", "InversionFileError"),
-    "nti.inversion.invert": (
-        "InversionSettings", "InvertedLatents", "invert", "invert_batch", "invert_latent",
-    ),
+    "nti.inversion.invert": ("InvertedLatents", "invert", "invert_batch", "invert_latent"),
     "nti.inversion.null_text": ("NullTextResult", "optimize_null_text"),
+    "nti.inversion.provenance": ("Provenance",),
     "nti.inversion.sampling": ("reconstruct", "reconstruct_latents", "sample"),
+    "nti.inversion.settings": ("InversionSettings",),
+    "nti.inversion.state": ("InversionState", "StateFile", "StateFileError"),
     "nti.model": ("StableDiffusion", "load_model"),
     "nti.weights_loader": ("CheckpointError",),
 }  # fmt: skip

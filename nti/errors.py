@@ -1,11 +1,11 @@
 """What can go wrong while a run is going on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["Callback", "NotFiniteError", "Stopped", "check_finite", "report"]
+__all__ = ["BatchError", "Callback", "NotFiniteError", "Stopped", "check_finite", "report"]
 
 Callback = Callable[[int, int], object]
 """Called with (steps done, steps in all) after every step. Returning True stops the run."""
@@ -13,6 +13,19 @@ Callback = Callable[[int, int], object]
 
 class NotFiniteError(ValueError):
     """Values that are infinite or NaN, as after an overflow in half precision."""
+
+
+class BatchError(ValueError):
+    """Some images of a batch that failed; what became of the others is not lost.
+
+    `results` has one entry an image, None where it failed, and `errors` the exception of each that
+    did, by its number in the batch.
+    """
+
+    def __init__(self, results: Sequence[object], errors: Mapping[int, Exception]) -> None:
+        told = "; ".join(f"image {i}: {error}" for i, error in sorted(errors.items()))
+        super().__init__(f"{len(errors)} of {len(results)} images failed: {told}")
+        self.results, self.errors = list(results), dict(errors)
 
 
 class Stopped(RuntimeError):
@@ -23,16 +36,21 @@ class Stopped(RuntimeError):
         self.done, self.total = done, total
 
 
-def check_finite(values: Tensor, what: str, dtype: torch.dtype) -> None:
+def check_finite(
+    values: Tensor, what: str, dtype: torch.dtype, *, spare_rows: bool = False
+) -> None:
     """Raise NotFiniteError unless all values are finite.
 
     Args:
         values: any shape.
         what: what was computed, and at which step.
         dtype: what the network that computed it computes in.
+        spare_rows: raise only where no row (the first dimension) is finite: the images of a batch
+            do not depend on each other.
 
     """
-    if not values.isfinite().all():
+    finite = values.isfinite()
+    if not (finite.flatten(1).all(dim=1).any() if spare_rows else finite.all()):
         advice = (
             "use bfloat16, which overflows later, or float32"
             if dtype == torch.float16

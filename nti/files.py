@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and the check of a name before the work."""
 
 import contextlib
+import errno
 import io
 import os
 import secrets
@@ -48,12 +49,13 @@ def write_file(path: str | Path, data: bytes) -> None:
     disk. A symbolic link is followed. The mode is what the umask leaves. Temporary files of writers
     that were killed are removed.
 
-    Raises OSError, its message naming the path, where anything fails; an old file is then as it
-    was.
+    Raises:
+        ValueError: a directory, a pipe, a device or another special file.
+        OSError: where anything fails; its message names the path. An old file is then as it was.
+
     """
-    target = Path(os.path.realpath(path))
     with _named(path):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target = _target(path)
         _remove_abandoned(target.parent)
         with _part(target.parent) as (file, part):
             file.write(data)
@@ -73,18 +75,8 @@ def check_writable(path: str | Path) -> None:
         OSError: a place where nothing can be written; its message names the path.
 
     """
-    target = Path(os.path.realpath(path))
     with _named(path):
-        try:
-            mode = target.stat().st_mode
-        except FileNotFoundError:
-            mode = None
-        if mode is not None and not stat.S_ISREG(mode):
-            kind = "the directory" if stat.S_ISDIR(mode) else "the special file"
-            raise ValueError(f"output: got {kind} {path}, expected a file's name")
-        if mode is not None and not os.access(target, os.W_OK):
-            raise PermissionError(13, os.strerror(13))
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target = _target(path)
         with _part(target.parent) as (file, _):
             file.write(bytes(TRIED))
             file.flush()
@@ -109,6 +101,22 @@ def encode_picture(image: "Image.Image", suffix: str) -> bytes:
 def write_picture(image: "Image.Image", path: str | Path) -> None:
     """Write a picture in the format of its name; see `encode_picture` and `write_file`."""
     write_file(path, encode_picture(image, Path(path).suffix))
+
+
+def _target(path: str | Path) -> Path:
+    """Return the regular file, there or not yet, that a name stands for, and make its folder."""
+    target = Path(os.path.realpath(path))
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+    if not stat.S_ISREG(mode):
+        kind = "the directory" if stat.S_ISDIR(mode) else "the special file"
+        raise ValueError(f"output: got {kind} {path}, expected a file's name")
+    if not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return target
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import logging
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from nti.errors import check_finite
 from nti.execution.choose import choose_backend, choose_execution
 from nti.execution.eager import eager_steps
 from nti.execution.steps import Steps
+from nti.fingerprint import Fingerprint
 from nti.networks.text_encoder import TextEncoder
 from nti.networks.tokenizer import Tokenizer
 from nti.networks.unet import UNet
@@ -82,6 +84,11 @@ class StableDiffusion:
     def state_dtype(self) -> torch.dtype:
         """Of latents, embeddings and noise outside the networks."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """A few numbers of each weight, by which an inversion knows its model again."""
+        return Fingerprint.of({"unet": self.unet, "text": self.text, "vae": self.vae})
 
     def with_execution(self, execution: str, *, compiler: str = "inductor") -> "StableDiffusion":
         """Return the same model, on the same weights, whose steps run in another way.

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import msgspec
 
-__all__ = ["LONGEST", "decode"]
+__all__ = ["LONGEST", "convert", "decode"]
 
 T = TypeVar("T")
 
@@ -34,10 +34,21 @@ def decode(text: str | bytes, kind: type[T], what: str) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
-        # "Expected `int`, got `str` - at `$.unet.channels`" -> "unet.channels: expected ..."
-        problem, _, place = str(error).partition(" - at `$")
-        place = place.rstrip("`").lstrip(".")
-        found = problem[:1].lower() + problem[1:]
-        raise ValueError(f"{what}: {place + ': ' if place else ''}{found}") from None
+        raise ValueError(f"{what}: {_in_words(error)}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{what}: got text that is no JSON ({error})") from None
+
+
+def convert(value: object, kind: type[T], what: str) -> T:
+    """Check what JSON was decoded into, likewise, and raise likewise."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{what}: {_in_words(error)}") from None
+
+
+def _in_words(error: msgspec.ValidationError) -> str:
+    """Expected `int`, got `str` - at `$.unet.channels` -> unet.channels: expected ..."""
+    problem, _, place = str(error).partition(" - at `$")
+    place = place.rstrip("`").lstrip(".")
+    return (f"{place}: " if place else "") + problem[:1].lower() + problem[1:]

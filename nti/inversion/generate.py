@@ -6,6 +6,7 @@ import torch
 
 from nti.errors import Callback
 from nti.inversion.inversion import GENERATED, Inversion
+from nti.inversion.provenance import Provenance, describe_versions
 from nti.inversion.sampling import sample
 from nti.model import StableDiffusion
 
@@ -73,6 +74,13 @@ def generate(
         callback=callback,
     )
     visited = latents[:, 0].cpu()
+    settings = {
+        "method": GENERATED,
+        "steps": steps,
+        "guidance_scale": float(w),
+        "seed": seed,
+        "negative_prompt": negative_prompt,
+    }
     return Inversion(
         prompt=prompt,
         method=GENERATED,
@@ -82,4 +90,6 @@ def generate(
         pivot=visited.clone(),  # a file holds each tensor by itself
         latents=visited,
         losses=torch.zeros(steps, 0, dtype=visited.dtype),
+        made=Provenance(None, settings, describe_versions(model)),
+        weights=model.fingerprint,
     )

@@ -1,8 +1,7 @@
 """The `Inversion`: what inverting an image leaves behind."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ from torch import Tensor
 from nti.fingerprint import Fingerprint
 from nti.image import Placement
 from nti.inversion import inversion_file
-from nti.inversion.inversion_file import InversionFileError
+from nti.inversion.inversion_file import Header, InversionFileError
+from nti.inversion.provenance import Provenance
 
 __all__ = ["GENERATED", "METHODS", "Inversion", "InversionFileError", "Provenance"]
 
@@ -24,18 +24,6 @@ GENERATED = "generated"
 
 TENSORS = ("uncond", "pivot", "latents", "losses")
 WORDS = ("prompt", "method", "guidance_scale", "model_name", "placement", "made")
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """What an inversion was made from, and how: values that JSON can hold."""
-
-    image_sha256: str | None = None
-    """Of the image file's bytes, or of the pixels of an image that was no file; None for none."""
-    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """All of them by name; rules are tables of T numbers."""
-    versions: Mapping[str, str] = field(default_factory=dict, hash=False)
-    """Of nti and torch, and the device, dtype, backend and execution of the model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +58,10 @@ class Inversion:
     """Of the model that it was made with; None for a file of format 1."""
 
     def __post_init__(self) -> None:
+        if self.method not in (*METHODS, GENERATED):
+            raise ValueError(
+                f"method: got {self.method!r}, expected one of {', '.join((*METHODS, GENERATED))}"
+            )
         if not math.isfinite(self.guidance_scale):
             raise ValueError(f"guidance_scale: got {self.guidance_scale}, expected a finite number")
         steps = self.uncond.shape[0]
@@ -117,12 +109,20 @@ class Inversion:
             ValueError: another dtype, or values too large for it.
 
         """
-        inversion_file.save(self, path, dtype)
+        words = {name: getattr(self, name) for name in WORDS}
+        tensors = {name: getattr(self, name) for name in TENSORS}
+        header = Header(**words, iterations=self.iterations)
+        inversion_file.write(path, header, tensors, self.weights, dtype)
 
     @classmethod
     def load(cls, path: str | Path) -> "Inversion":
         """Read an inversion onto the CPU. Raises InversionFileError for a file that is none."""
-        return inversion_file.load(path)
+        header, tensors, weights = inversion_file.read(path)
+        words = {name: getattr(header, name) for name in WORDS}
+        try:
+            return cls(**words, **tensors, weights=weights)
+        except ValueError as error:
+            raise InversionFileError(f"{path}: not a saved inversion ({error})") from error
 
     def __eq__(self, other: object) -> bool:
         """Compare words, numbers and tensors exactly; NaN equals NaN, and nothing else."""

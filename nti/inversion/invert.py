@@ -1,17 +1,17 @@
 """`invert`: an image and its caption to an `Inversion`; the same for many, and from a latent."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nti.errors import Callback, check_finite, report
-from nti.image import ImageLike, Placement, fit_image, load_image, open_image
-from nti.inversion.ddim import check_noise_at, ddim_invert
-from nti.inversion.inversion import METHODS, Inversion
+from nti.errors import BatchError, Callback, NotFiniteError, check_finite, report
+from nti.image import ImageLike
+from nti.inversion.ddim import ddim_invert
+from nti.inversion.inversion import Inversion
 from nti.inversion.null_text import (
     NullTextResult,
     Rule,
@@ -19,6 +19,10 @@ from nti.inversion.null_text import (
     published_learning_rate,
     published_threshold,
 )
+from nti.inversion.provenance import Provenance, describe_versions, digest
+from nti.inversion.settings import InversionSettings
+from nti.inversion.source import Size, Source, read_sources, stacked
+from nti.inversion.state import InversionState, StateFile, Watch
 from nti.model import StableDiffusion
 
 __all__ = [
@@ -29,51 +33,6 @@ __all__ = [
     "invert_batch",
     "invert_latent",
 ]
-
-Size = int | tuple[int, int] | Literal["native"]
-"""The side of a square, (width, height), or the image's own size, each side rounded to the model's
-granularity."""
-
-
-@dataclass(frozen=True)
-class InversionSettings:
-    """How an image is inverted. ValueError for a number or a name that cannot be."""
-
-    steps: int = 50
-    """T timesteps."""
-    guidance_scale: float | None = None
-    """w; None: the model's own (7.5 for SD v1)."""
-    inner_steps: int = 10
-    """N, at most this many iterations a timestep."""
-    method: str = "null-text"
-    """`null-text`; or, without optimization, `negative-prompt` (the prompt's own embedding stands
-    for the null embedding, arXiv 2305.16807) or `ddim` (psi("") at every timestep)."""
-    noise_at: str = "target"
-    """See `nti.inversion.ddim.ddim_invert`."""
-    learning_rate: Rule = published_learning_rate
-    """Of the inner iterations, a function of (index, steps)."""
-    threshold: Rule = published_threshold
-    """Of the early stop, a function of (index, steps)."""
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"method: got {self.method!r}, expected one of {', '.join(METHODS)}")
-        if self.method == "null-text" and self.inner_steps < 1:
-            raise ValueError(
-                f"inner_steps: got {self.inner_steps}, expected 1 or more;"
-                f" for none at all choose method='ddim'"
-            )
-        check_noise_at(self.noise_at)
-        if self.steps < 1:
-            raise ValueError(f"steps: got {self.steps}, expected 1 or more")
-        for name in ("learning_rate", "threshold"):
-            if not callable(rule := getattr(self, name)):
-                raise ValueError(
-                    f"{name}: got {rule!r}, expected a function of (index, steps), such as"
-                    f" lambda index, steps: {rule!r}"
-                )
-        if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
-            raise ValueError(f"guidance_scale: got {self.guidance_scale}, expected a finite number")
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +62,8 @@ def invert(
     learning_rate: Rule = published_learning_rate,
     threshold: Rule = published_threshold,
     callback: Callback | None = None,
+    watch: Watch | None = None,
+    state: StateFile | None = None,
 ) -> Inversion:
     """Invert an image (null-text inversion, arXiv 2211.09794, Algorithm 1).
 
@@ -122,12 +83,16 @@ def invert(
         threshold: see there.
         callback: called with (steps done, 2 T) after each timestep of the pivot and of the
             optimization; see `nti.errors.Callback`.
+        watch: told the `InversionState` after every step and every inner iteration.
+        state: keeps the run's state in a file, and goes on from what a run of the same inversion
+            has left there. Remove it once the inversion is saved.
 
     Returns:
         The inversion, its tensors on the CPU.
 
     Raises:
         ValueError: an image, number or method that cannot be.
+        StateFileError: a state of another run.
         NotFiniteError: latents that overflow.
         Stopped: by the callback.
 
@@ -136,8 +101,9 @@ def invert(
         steps, guidance_scale, inner_steps, method, noise_at, learning_rate, threshold
     )
     (made,) = invert_batch(
-        model, [image], [prompt], settings, size=size, fit=fit, callback=callback
-    )
+        model, [image], [prompt], settings, size=size, fit=fit, callback=callback, watch=watch,
+        state=state,
+    )  # fmt: skip
     return made
 
 
@@ -150,6 +116,8 @@ def invert_batch(
     size: Size | None = None,
     fit: str = "crop",
     callback: Callback | None = None,
+    watch: Watch | None = None,
+    state: StateFile | None = None,
 ) -> list[Inversion]:
     """Invert many images at once; what comes back is what inverting them one by one gives.
 
@@ -163,10 +131,14 @@ def invert_batch(
         size: see `invert`.
         fit: see `invert`.
         callback: see `invert`.
+        watch: see `invert`.
+        state: see `invert`.
 
     Raises:
         ValueError: images and prompts of different number, or of sizes that differ; and whatever
-        `invert` raises.
+        `invert` raises, where there is one image.
+        BatchError: some of many images cannot be read, or their latents overflow. It is raised
+        once the others are inverted, and holds them.
 
     """
     if isinstance(images, str) or isinstance(prompts, str) or len(images) != len(prompts):
@@ -177,25 +149,106 @@ def invert_batch(
     if not images:
         raise ValueError("invert_batch: got no image, expected one at least")
     settings = settings or InversionSettings()
-    fitted = [_fitted(model, each, size, fit) for each in images]
-    latent = model.encode_image(_stacked([pixels for pixels, _ in fitted]))
-    made = invert_latent(model, latent, prompts, settings, callback=callback)
-    found = made.null_text
-    # Copies, not views: one inversion must not keep the whole batch's memory.
-    return [
-        Inversion(
-            prompt=words,
-            method=settings.method,
-            guidance_scale=made.guidance_scale,
-            model_name=model.config.name,
-            uncond=_own(found.uncond[:, i]),
-            pivot=_own(made.pivot[:, i]),
-            latents=_own(found.latents[:, i]),
-            losses=_own(found.losses[:, i]),
-            placement=placement,
+    sources, errors = read_sources(model, images, prompts, size, fit)
+    results: list[Inversion | None] = [None] * len(images)
+    if sources:
+        try:
+            found = _invert_sources(model, list(sources.values()), settings, callback, watch, state)
+        except NotFiniteError as error:  # not one image could be inverted
+            found = [error] * len(sources)
+        for number, made in zip(sources, found, strict=True):
+            if isinstance(made, Inversion):
+                results[number] = made
+            else:
+                errors[number] = made
+    if errors and len(images) == 1:
+        raise errors[0]
+    if errors:
+        raise BatchError(results, errors)
+    return [made for made in results if made is not None]
+
+
+def _invert_sources(
+    model: StableDiffusion,
+    sources: Sequence[Source],
+    settings: InversionSettings,
+    callback: Callback | None,
+    watch: Watch | None,
+    state: StateFile | None,
+) -> list[Inversion | NotFiniteError]:
+    latent = model.encode_image(stacked([source.pixels for source in sources]))
+    prompts = [source.prompt for source in sources]
+    table, versions = settings.table(model), describe_versions(model)
+    with _kept(state, watch, lambda: _request(model, sources, latent, table)) as (start, told):
+        made = invert_latent(
+            model, latent, prompts, settings, callback=callback, watch=told, state=start
         )
-        for i, (words, (_, placement)) in enumerate(zip(prompts, fitted, strict=True))
-    ]
+    found = made.null_text
+    finite = (
+        found.latents.isfinite().flatten(2).all(dim=2).all(dim=0)
+        & made.pivot.isfinite().flatten(2).all(dim=2).all(dim=0)
+    ).tolist()
+    results: list[Inversion | NotFiniteError] = []
+    # Copies, not views: one inversion must not keep the whole batch's memory.
+    for i, source in enumerate(sources):
+        if not finite[i]:
+            results.append(NotFiniteError(f"latents that are not finite, in {model.dtype}"))
+            continue
+        results.append(
+            Inversion(
+                prompt=source.prompt,
+                method=settings.method,
+                guidance_scale=made.guidance_scale,
+                model_name=model.config.name,
+                uncond=_own(found.uncond[:, i]),
+                pivot=_own(made.pivot[:, i]),
+                latents=_own(found.latents[:, i]),
+                losses=_own(found.losses[:, i]),
+                placement=source.placement,
+                made=Provenance(source.sha256, table, versions),
+                weights=model.fingerprint,
+            )
+        )
+    return results
+
+
+@contextmanager
+def _kept(
+    state: StateFile | None, watch: Watch | None, request: Callable[[], dict[str, Any]]
+) -> Iterator[tuple[InversionState | None, Watch | None]]:
+    """Give the state to go on from, and whom to tell of new ones; write the last one at the end."""
+    if state is None:
+        yield None, watch
+        return
+    start = state.begin(request())
+
+    def told(now: InversionState) -> None:
+        state.keep(now)
+        if watch is not None:
+            watch(now)
+
+    try:
+        yield start, told
+    except ValueError:  # it would end like this again
+        raise
+    except BaseException:  # an interruption, too
+        state.flush()
+        raise
+
+
+def _request(
+    model: StableDiffusion, sources: Sequence[Source], latent: Tensor, table: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All that the result depends on, by name."""
+    weights = {name: digest(values) for name, values in model.fingerprint.samples.items()}
+    return {
+        "prompt": [source.prompt for source in sources],
+        "image_sha256": [source.sha256 for source in sources],
+        "latent_sha256": digest(latent),  # of size, fit and autoencoder, too
+        **table,
+        **describe_versions(model),
+        **{f"weights_{name}": found for name, found in weights.items()},
+    }
 
 
 @torch.inference_mode(mode=False)  # the embedding learns, whatever mode the caller is in
@@ -206,6 +259,8 @@ def invert_latent(
     settings: InversionSettings | None = None,
     *,
     callback: Callback | None = None,
+    watch: Watch | None = None,
+    state: InversionState | None = None,
 ) -> InvertedLatents:
     """Invert latents: the part of `invert_batch` between encoding and the `Inversion`.
 
@@ -215,10 +270,15 @@ def invert_latent(
         prompts: B of them.
         settings: None: the defaults.
         callback: see `invert`.
+        watch: see `invert`.
+        state: where to go on from, as `watch` was told it; None: from the start.
+
+    Returns:
+        What is found. The rows of images whose latents overflow are not finite.
 
     Raises:
         ValueError: latents that are not finite or not as many as the prompts.
-        NotFiniteError: latents that overflow.
+        NotFiniteError: latents that overflow, of all images.
         Stopped: by the callback.
 
     """
@@ -236,6 +296,7 @@ def invert_latent(
     cond = model.encode_text(prompts)
     null = model.encode_text([""]).expand_as(cond).contiguous()
     total = 2 * schedule.steps
+    at = None if state is None else state.to(latent.device)
     pivot = ddim_invert(
         model.steps,
         latent,
@@ -243,7 +304,10 @@ def invert_latent(
         schedule,
         noise_at=settings.noise_at,
         callback=lambda done, _: report(callback, done, total),
+        watch=None if watch is None else lambda pivot: watch(InversionState(pivot)),
+        state=() if at is None else at.pivot,
     )
+    backwards = tuple(pivot.flip(0))
     found = optimize_null_text(
         model.steps,
         pivot,
@@ -255,6 +319,8 @@ def invert_latent(
         learning_rate=settings.learning_rate,
         threshold=settings.threshold,
         callback=lambda done, _: report(callback, schedule.steps + done, total),
+        watch=None if watch is None else lambda now: watch(InversionState(backwards, now)),
+        state=None if at is None else at.null_text,
     )
     return InvertedLatents(pivot, found, w)
 
@@ -266,40 +332,3 @@ def _counted(values: Sequence[object] | str) -> str:
 def _own(values: Tensor) -> Tensor:
     """Return a copy on the CPU, on memory that holds nothing else."""
     return values.to("cpu", copy=True, memory_format=torch.contiguous_format)
-
-
-def _stacked(pixels: list[Tensor]) -> Tensor:
-    """Return (B, 3, H, W) of images (1, 3, H, W)."""
-    sizes = sorted({f"{x.shape[-1]}x{x.shape[-2]}" for x in pixels})
-    if len(sizes) > 1:
-        raise ValueError(
-            f"invert_batch: got images of {', '.join(sizes)} pixels, expected one size:"
-            f" give it as `size`, or invert them one by one"
-        )
-    return torch.cat(pixels)
-
-
-def _fitted(
-    model: StableDiffusion, image: ImageLike, size: Size | None, fit: str
-) -> tuple[Tensor, Placement | None]:
-    """Return the image at a size that the model takes, and where in the original it lies."""
-    config = model.config
-    if isinstance(image, Tensor):
-        if size is not None:
-            raise ValueError(f"size: got {size!r} for a tensor, expected none: it is taken as is")
-        return load_image(image, config.image_size), None
-    upright = open_image(image)
-    size = config.image_size if size is None else size
-    wanted = upright.size if size == "native" else size
-    if isinstance(wanted, str) or (not isinstance(wanted, int) and len(wanted) != 2):
-        raise ValueError(f"size: got {size!r}, expected pixels, (width, height) or 'native'")
-    width, height = (wanted, wanted) if isinstance(wanted, int) else wanted
-    multiple = config.granularity
-    nearest = tuple(max(1, round(side / multiple)) * multiple for side in (width, height))
-    if size != "native" and (width, height) != nearest:
-        raise ValueError(
-            f"size: got {width}x{height}, expected multiples of {multiple}, which {config.name}"
-            f" needs; the nearest are {nearest[0]}x{nearest[1]}"
-        )
-    placement = Placement.create(upright.size, (nearest[0], nearest[1]), fit)
-    return fit_image(upright, placement), placement

@@ -23,7 +23,6 @@ __all__ = [
     "NullTextState",
     "Rule",
     "Timestep",
-    "Watch",
     "optimize_null_text",
     "published_learning_rate",
     "published_threshold",
@@ -109,10 +108,6 @@ class NullTextState:
     """The one that is under way; None before its first iteration."""
 
 
-Watch = Callable[[NullTextState], object]
-"""Told how far an optimization is after every iteration and every timestep."""
-
-
 @dataclass(frozen=True, eq=False)
 class NullTextResult:
     """What optimization leaves, in sampling order."""
@@ -139,7 +134,7 @@ def optimize_null_text(
     learning_rate: Rule = published_learning_rate,
     threshold: Rule = published_threshold,
     callback: Callback | None = None,
-    watch: Watch | None = None,
+    watch: Callable[[NullTextState], object] | None = None,
     state: NullTextState | None = None,
 ) -> NullTextResult:
     """Algorithm 1 of the null-text inversion paper, for B images at once.
@@ -158,11 +153,11 @@ def optimize_null_text(
         learning_rate: of Adam, by timestep.
         threshold: of the early stop, by timestep.
         callback: see `nti.errors.Callback`.
-        watch: see `Watch`.
+        watch: told how far it is after every iteration and every timestep.
         state: where to go on from, as `watch` was told it; None: from the start.
 
     Raises:
-        NotFiniteError: latents that are not finite, as of an overflow in half precision.
+        NotFiniteError: latents that overflow, of all images.
         Stopped: by the callback.
 
     """
@@ -180,13 +175,11 @@ def optimize_null_text(
             guidance_scale=guidance_scale,
             learning_rate=learning_rate(i, schedule.steps),
         )
-        done = _optimize_timestep(
-            steps, x, state, inner_steps, threshold(i, schedule.steps), watch
-        )
+        done = _optimize_timestep(steps, x, state, inner_steps, threshold(i, schedule.steps), watch)
         eps = guided_noise(steps.noise(latent, t, done.uncond), eps_cond, guidance_scale)
         latent = ddim_step(latent, eps, schedule.coefficients(i))
         where = f"null-text optimization at timestep {schedule.timesteps[i]}"
-        check_finite(latent, where, steps.unet.conv_in.weight.dtype)
+        check_finite(latent, where, steps.unet.conv_in.weight.dtype, spare_rows=True)
         state = NullTextState(
             (*state.uncond, done.uncond), (*state.latents, latent), (*state.losses, done.losses)
         )
@@ -202,7 +195,7 @@ def _optimize_timestep(
     state: NullTextState,
     inner_steps: int,
     threshold: float,
-    watch: Watch | None,
+    watch: Callable[[NullTextState], object] | None,
 ) -> Timestep:
     """Iterate on one timestep, from where the state has it."""
     trace = x.uncond.new_full((len(x.uncond), inner_steps), torch.nan)

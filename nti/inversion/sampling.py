@@ -1,5 +1,7 @@
 """Guided DDIM sampling with one null embedding a timestep, and the reconstruction that it gives."""
 
+import warnings
+
 import torch
 from PIL import Image
 from torch import Tensor
@@ -57,13 +59,40 @@ def sample(
 
 
 def check_model(model: StableDiffusion, inversion: Inversion) -> None:
-    """Raise ValueError where an inversion was made with another model than this one."""
+    """Raise ValueError where an inversion was made with another model than this one.
+
+    Warns where only the autoencoder is another one. An inversion that does not say what weights it
+    was made with is known by its model's name alone.
+    """
     width = model.config.text.width
     if inversion.model_name != model.config.name or inversion.uncond.shape[-1] != width:
         raise ValueError(
             f"inversion: got one made with {inversion.model_name} (embeddings of width"
             f" {inversion.uncond.shape[-1]}), expected {model.config.name} (width {width}):"
             f" load that model, or invert the image again with this one"
+        )
+    tokens, channels = model.config.text.context_length, model.config.unet.latent_channels
+    if inversion.uncond.shape[1] != tokens or inversion.latents.shape[1] != channels:
+        raise ValueError(
+            f"inversion: got embeddings of {inversion.uncond.shape[1]} tokens and latents of"
+            f" {inversion.latents.shape[1]} channels, expected {tokens} and {channels}, as"
+            f" {model.config.name} has: invert the image again with this model"
+        )
+    if inversion.weights is None:
+        return
+    differing = inversion.weights.differing(model.fingerprint)
+    if "unet" in differing or "text" in differing:
+        names = " and ".join({"unet": "UNet", "text": "text encoder"}.get(n, n) for n in differing)
+        raise ValueError(
+            f"inversion: got one made with other weights ({names} differ), expected those of this"
+            f" {model.config.name}: load the checkpoint that it was made with, or invert the image"
+            f" again with this one"
+        )
+    if differing:
+        warnings.warn(
+            "inversion: the model has another autoencoder than the inversion was made with, so the"
+            " picture will differ from the photograph: give the same --vae, or invert again",
+            stacklevel=3,
         )
 
 

@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from nti.inversion.null_text import NullTextState, Timestep
 from nti.inversion.tensor_file import read_tensors, write_tensors
 from nti.sampling.step import AdamState
 
-__all__ = ["InversionState", "StateFile", "StateFileError"]
+__all__ = ["InversionState", "StateFile", "StateFileError", "Watch"]
 
 FORMAT = "nti-state-1"
 KEY = "state"
@@ -36,6 +37,15 @@ class InversionState:
     null_text: NullTextState | None = None
     """None before the optimization."""
 
+    def to(self, device: torch.device) -> "InversionState":
+        """Return the state elsewhere."""
+        header, tensors = _packed(self)
+        return _unpacked(header, {name: values.to(device) for name, values in tensors.items()})
+
+
+Watch = Callable[[InversionState], object]
+"""Told how far an inversion is after every step and every inner iteration."""
+
 
 class StateFile:
     """Keeps an inversion's state in a file, and gives it to a later run of the same inversion.
@@ -52,6 +62,7 @@ class StateFile:
         self._request: dict[str, Any] = {}
         self._latest: InversionState | None = None
         self._due = time.monotonic() + every
+        self._warned = False
 
     def begin(self, request: Mapping[str, Any]) -> InversionState | None:
         """Return the state to go on from, None where there is no file.
@@ -69,9 +80,9 @@ class StateFile:
         advice = f"remove {self.path}, or give --restart, to begin anew"
         try:
             found = read_tensors(self.path, KEY)
-            if found is None or found[0].get("format") != FORMAT:
+            if found.header.get("format") != FORMAT or not found.verified:
                 raise ValueError(f"not the state of an inversion, of format {FORMAT!r}")
-            header, tensors = found
+            header, tensors = found.header, found.tensors
             other = header["request"]
             names = [n for n, value in self._request.items() if other.get(n) != value]
             if names:
@@ -85,24 +96,33 @@ class StateFile:
         except StateFileError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StateFileError(f"{self.path}: cannot be gone on from ({error}); {advice}") from error
+            raise StateFileError(
+                f"{self.path}: cannot be gone on from ({error}); {advice}"
+            ) from error
 
     def keep(self, state: InversionState) -> None:
         """Remember a state, and write it where it is time to."""
         self._latest = state
         if time.monotonic() >= self._due:
             started = time.monotonic()
-            self.write()
+            self.flush()
             ended = time.monotonic()
             self._due = ended + max(self._every, (ended - started) / SHARE)
 
-    def write(self) -> None:
-        """Write the latest state; OSError where that is impossible."""
-        if self._latest is not None:
-            header, tensors = _packed(self._latest)
-            write_tensors(
-                self.path, KEY, {"format": FORMAT, "request": self._request, **header}, tensors
-            )
+    def flush(self) -> bool:
+        """Write the latest state. Where that is impossible the run goes on: it warns, once."""
+        if self._latest is None:
+            return False
+        header, tensors = _packed(self._latest)
+        header |= {"format": FORMAT, "request": self._request}
+        try:
+            write_tensors(self.path, KEY, header, tensors)
+        except OSError as error:
+            if not self._warned:
+                warnings.warn(f"the run's state cannot be kept: {error}", stacklevel=2)
+            self._warned = True
+            return False
+        return True
 
     def remove(self) -> None:
         """Remove the file, where there is one."""

@@ -6,21 +6,38 @@ under one metadata key, so the same contents are always the same bytes.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from nti.files import write_file
-from nti.weights_loader.metadata import decode
+from nti.weights_loader.metadata import LONGEST, convert, decode
 
-__all__ = ["LARGEST", "read_tensors", "write_tensors"]
+__all__ = ["LARGEST", "TensorFile", "read_tensors", "write_tensors"]
 
 LARGEST = 2**30
 """Bytes of a file that is read at most; an inversion of 50 steps at 512 px has 18 million."""
+
+CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """What was read from a file."""
+
+    metadata: Mapping[str, str]
+    """The file's own."""
+    header: Mapping[str, Any]
+    """The JSON object, without its digest."""
+    tensors: Mapping[str, Tensor]
+    """By name, on the CPU."""
+    verified: bool
+    """Whether there was a digest. Where there is one, the contents agree with it."""
 
 
 def write_tensors(
@@ -34,56 +51,59 @@ def write_tensors(
         header: what JSON can hold; the digest is added to it.
         tensors: by name.
 
-    Raises OSError where it cannot be written.
+    Raises:
+        OSError: where it cannot be written.
+
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    data = save(plain)
-    digest = _digest(header, *_split(data))
-    text = json.dumps({**header, "digest": digest}, sort_keys=True, ensure_ascii=False)
+    data = memoryview(save(plain))
+    start = 8 + int.from_bytes(data[:8], "little")
+    digest = _digest(header, json.loads(bytes(data[8:start])), [data[start:]])
+    text = json.dumps({**header, "digest": digest}, sort_keys=True)
     write_file(path, save(plain, {key: text}))
 
 
-def read_tensors(path: str | Path, key: str) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Read what `write_tensors` wrote: the header, without its digest, and the tensors on the CPU.
-
-    Returns None where the file is a sound safetensors file without this key. A header that has no
-    digest is not checked against one: older files have none.
+def read_tensors(path: str | Path, key: str) -> TensorFile:
+    """Read what `write_tensors` wrote, or an older file that has a header without a digest.
 
     Raises:
-        ValueError: a file that is too large, is no safetensors file, has a header that is no JSON
-        object, or does not agree with its digest. The message does not name the file.
+        ValueError: a file that is too large, is no safetensors file, has no such key, a header that
+        is no JSON object, or does not agree with its digest. The message does not name the file.
         OSError: a file that cannot be read.
 
     """
-    size = Path(path).stat().st_size
-    if size > LARGEST:
-        raise ValueError(f"got {size} bytes, expected at most {LARGEST}")
-    data = Path(path).read_bytes()
+    with Path(path).open("rb") as file:
+        size = file.seek(0, 2)
+        if size > LARGEST:
+            raise ValueError(f"got {size} bytes, expected at most {LARGEST}")
+        file.seek(0)
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(size, LONGEST):
+            raise ValueError("got no safetensors file")
+        entries = decode(file.read(length), dict[str, Any], "header")
+        metadata = convert(entries.pop("__metadata__", {}), dict[str, str], "metadata")
+        if key not in metadata:
+            raise ValueError(f"got a safetensors file without {key!r} in its metadata")
+        header = decode(metadata[key], dict[str, Any], f"metadata {key}")
+        digest = header.pop("digest", None)
+        chunks = iter(lambda: file.read(CHUNK), b"")
+        if digest is not None and digest != _digest(header, entries, chunks):
+            raise ValueError(
+                "its contents do not agree with its digest: it was damaged or changed after it was"
+                " saved, so take another copy"
+            )
     try:
-        tensors = load(data)
+        tensors = load_file(path)
     except (SafetensorError, KeyError) as error:
-        raise ValueError(str(error) or type(error).__name__) from error
-    entries, body = _split(data)
-    text = entries.pop("__metadata__", {}).get(key)
-    if text is None:
-        return None
-    header = decode(text, dict[str, Any], key)
-    digest = header.pop("digest", None)
-    if digest is not None and digest != _digest(header, entries, body):
-        raise ValueError(
-            "its contents do not agree with its digest: it was damaged or changed after it was"
-            " saved; take another copy"
-        )
-    return header, tensors
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    return TensorFile(metadata, header, tensors, digest is not None)
 
 
-def _split(data: bytes) -> tuple[dict[str, Any], memoryview]:
-    """Return a safetensors file's header, and its tensors' bytes."""
-    length = int.from_bytes(data[:8], "little")
-    return decode(data[8 : 8 + length], dict[str, Any], "header"), memoryview(data)[8 + length :]
-
-
-def _digest(header: Mapping[str, Any], entries: Mapping[str, Any], body: memoryview) -> str:
+def _digest(
+    header: Mapping[str, Any], entries: Mapping[str, Any], body: Iterable[bytes | memoryview]
+) -> str:
     """SHA-256 of the header, of the tensors' names, types and places, and of their bytes."""
-    words = json.dumps([header, entries], sort_keys=True)
-    return hashlib.sha256(words.encode() + b"\n" + body).hexdigest()
+    found = hashlib.sha256(json.dumps([header, entries], sort_keys=True).encode())
+    for chunk in body:
+        found.update(chunk)
+    return found.hexdigest()

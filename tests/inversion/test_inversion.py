@@ -1,11 +1,9 @@
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from nti import Inversion, Placement
 from nti.inversion.inversion import InversionFileError
@@ -30,19 +28,6 @@ def test_where_the_image_lay_is_saved(inversion: Inversion, tmp_path: Path) -> N
     assert Inversion.load(path).placement == placed.placement
 
 
-def test_a_file_from_before_there_were_placements_has_none(
-    inversion: Inversion, tmp_path: Path
-) -> None:
-    path = tmp_path / "x"
-    inversion.save(path)
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    header = json.loads(metadata["inversion"])
-    del header["placement"]
-    save_file(load_file(path), path, metadata={**metadata, "inversion": json.dumps(header)})
-    assert Inversion.load(path) == inversion and inversion.placement is None
-
-
 def test_shapes_are_in_sampling_order(inversion: Inversion) -> None:
     assert inversion.steps == 10
     assert inversion.uncond.shape == (10, 77, 24)
@@ -59,7 +44,7 @@ def test_other_files_say_what_they_are(tmp_path: Path) -> None:
     with pytest.raises(InversionFileError, match="no such file"):
         Inversion.load(tmp_path / "none")
     save_file({"x": torch.ones(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(InversionFileError, match="format None, expected 'nti-inversion-1'"):
+    with pytest.raises(InversionFileError, match="without 'inversion' in its metadata"):
         Inversion.load(tmp_path / "other.safetensors")
     (tmp_path / "text").write_text("not a tensor in sight")
     with pytest.raises(InversionFileError, match="not a saved inversion"):

@@ -1,0 +1,156 @@
+"""The file of a saved inversion: format 2, and format 1 as older versions wrote it.
+
+docs/format.md describes both.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from msgspec import Meta
+from safetensors import SafetensorError
+from torch import Tensor
+
+from nti.fingerprint import NETWORKS, Fingerprint
+from nti.image import Placement
+from nti.inversion.provenance import Provenance
+from nti.inversion.tensor_file import TensorFile, read_tensors, write_tensors
+from nti.weights_loader.metadata import convert
+
+__all__ = ["KEY", "InversionFileError", "read", "write"]
+
+KEY = "inversion"
+"""The metadata's key under which the header is."""
+
+FORMATS = ("nti-inversion-1", "nti-inversion-2")
+
+TENSORS = ("uncond", "pivot", "latents", "losses")
+WEIGHTS = {network: f"weights.{network}" for network in NETWORKS}
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+STEPS, SIDE, TOKENS, WIDTH = 1000, 4096, 4096, 16384
+"""The most timesteps, latent positions along a side, tokens and channels of an embedding."""
+
+Text = Annotated[str, Meta(max_length=100_000)]
+
+
+class InversionFileError(ValueError):
+    """A file that is no saved inversion; the message says what was found instead."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is said in words and numbers."""
+
+    prompt: Text
+    method: Text
+    guidance_scale: float
+    model_name: Text
+    placement: Placement | None = None
+    made: Provenance | None = None
+    iterations: list[int] | None = None
+    """What the losses say, too: for readers that do not look at tensors."""
+    format: str = FORMATS[0]
+
+
+def write(
+    path: str | Path,
+    header: Header,
+    tensors: Mapping[str, Tensor],
+    weights: Fingerprint | None,
+    dtype: torch.dtype | None,
+) -> None:
+    """Write a file of format 2; see `Inversion.save`."""
+    if dtype not in (None, torch.float16, torch.bfloat16):
+        raise ValueError(f"dtype: got {dtype}, expected torch.float16, torch.bfloat16 or None")
+    kept = dict(tensors)
+    for name in ("uncond", "pivot", "latents") if dtype is not None else ():
+        kept[name] = kept[name].to(dtype)
+        if not kept[name].isfinite().all():
+            raise ValueError(f"dtype: got {dtype}, expected one that can hold all of {name}")
+    if weights is not None:
+        kept |= {WEIGHTS[network]: weights.samples[network] for network in NETWORKS}
+    write_tensors(path, KEY, {**asdict(header), "format": FORMATS[1]}, kept)
+
+
+def read(path: str | Path) -> tuple[Header, dict[str, Tensor], Fingerprint | None]:
+    """Read a file of either format: what `write` was given, with half precision as float32.
+
+    Raises InversionFileError, its message naming the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InversionFileError(
+            f"{path}: no such file; expected an inversion saved by `nti invert`"
+        )
+    try:
+        file = read_tensors(path, KEY)
+        found = file.header.get("format", file.metadata.get("format"))
+        if found not in FORMATS:
+            raise ValueError(f"got format {found!r}, expected one of {', '.join(FORMATS)}")
+        header = convert(dict(file.header), Header, "header")
+        if found == FORMATS[1] and not file.verified:
+            raise ValueError("got no digest, expected one in this format")
+        _check_placement(header.placement)
+        return header, _checked(file), _fingerprint(file)
+    except (ValueError, SafetensorError) as error:
+        raise InversionFileError(
+            f"{path}: not a saved inversion ({error}): make one with `nti invert`"
+        ) from error
+
+
+def _checked(file: TensorFile) -> dict[str, Tensor]:
+    """Return the tensors in float32 or float64, once types and sizes have proved to fit."""
+    missing = [name for name in TENSORS if name not in file.tensors]
+    unknown = file.tensors.keys() - {*TENSORS, *WEIGHTS.values()}
+    if missing or unknown:
+        raise ValueError(
+            f"tensors: got no {', '.join(missing) or 'missing one'}, and unknown ones:"
+            f" {', '.join(sorted(unknown)) or 'none'}, expected {', '.join(TENSORS)}"
+        )
+    tensors = {name: file.tensors[name] for name in TENSORS}
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            raise ValueError(f"{name}: got {tensor.dtype}, expected one of {DTYPES}")
+        if tensor.dtype.itemsize == 2:
+            tensors[name] = tensor.float()
+    most = {"uncond": (STEPS, TOKENS, WIDTH), "pivot": (STEPS + 1, 64, SIDE, SIDE)}
+    for name, bounds in most.items():
+        shape = tuple(tensors[name].shape)
+        fits = len(shape) == len(bounds) and all(
+            1 <= n <= bound for n, bound in zip(shape, bounds, strict=True)
+        )
+        if not fits:
+            raise ValueError(f"{name}: got {shape}, expected from 1 to {bounds}")
+    return tensors
+
+
+def _fingerprint(file: TensorFile) -> Fingerprint | None:
+    names = [name for name in WEIGHTS.values() if name in file.tensors]
+    if not names:
+        return None
+    if len(names) < len(WEIGHTS):
+        raise ValueError(f"got {', '.join(names)}, expected all of {', '.join(WEIGHTS.values())}")
+    samples = {network: file.tensors[name] for network, name in WEIGHTS.items()}
+    for network, values in samples.items():
+        if values.ndim != 1 or values.dtype != torch.float32 or not values.isfinite().all():
+            raise ValueError(f"{WEIGHTS[network]}: expected finite float32 in one dimension")
+    return Fingerprint(samples)
+
+
+def _check_placement(placement: Placement | None) -> None:
+    if placement is None:
+        return
+    for name, (left, top, right, bottom), (width, height) in (
+        ("taken", placement.taken, placement.original),
+        ("filled", placement.filled, placement.size),
+    ):
+        inside = 0 <= left < right <= width and 0 <= top < bottom <= height
+        if not inside or max(width, height) > 10**6:
+            raise ValueError(
+                f"placement.{name}: got {(left, top, right, bottom)} in {width}x{height},"
+                " expected a box inside"
+            )

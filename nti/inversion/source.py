@@ -1,0 +1,85 @@
+"""The images that are inverted: read, brought to a size that the model takes, and known again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from nti.image import ImageLike, Placement, fit_image, load_image, open_image
+from nti.inversion.provenance import image_digest
+from nti.model import StableDiffusion
+
+__all__ = ["Size", "Source", "read_sources", "stacked"]
+
+Size = int | tuple[int, int] | Literal["native"]
+"""The side of a square, (width, height), or the image's own size, each side rounded to the model's
+granularity."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """An image that was read."""
+
+    prompt: str
+    pixels: Tensor
+    """(1, 3, H, W) in [-1, 1]."""
+    placement: Placement | None
+    sha256: str
+
+
+def read_sources(
+    model: StableDiffusion,
+    images: Sequence[ImageLike],
+    prompts: Sequence[str],
+    size: Size | None,
+    fit: str,
+) -> tuple[dict[int, Source], dict[int, Exception]]:
+    """Read what can be read, by its number, and say what is wrong with the rest."""
+    sources: dict[int, Source] = {}
+    errors: dict[int, Exception] = {}
+    for number, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+        try:
+            pixels, placement = _fitted(model, image, size, fit)
+            sources[number] = Source(prompt, pixels, placement, image_digest(image))
+        except (ValueError, OSError) as error:
+            errors[number] = error
+    return sources, errors
+
+
+def stacked(pixels: list[Tensor]) -> Tensor:
+    """Return (B, 3, H, W) of images (1, 3, H, W)."""
+    sizes = sorted({f"{x.shape[-1]}x{x.shape[-2]}" for x in pixels})
+    if len(sizes) > 1:
+        raise ValueError(
+            f"invert_batch: got images of {', '.join(sizes)} pixels, expected one size:"
+            f" give it as `size`, or invert them one by one"
+        )
+    return torch.cat(pixels)
+
+
+def _fitted(
+    model: StableDiffusion, image: ImageLike, size: Size | None, fit: str
+) -> tuple[Tensor, Placement | None]:
+    """Return the image at a size that the model takes, and where in the original it lies."""
+    config = model.config
+    if isinstance(image, Tensor):
+        if size is not None:
+            raise ValueError(f"size: got {size!r} for a tensor, expected none: it is taken as is")
+        return load_image(image, config.image_size), None
+    upright = open_image(image)
+    size = config.image_size if size is None else size
+    wanted = upright.size if size == "native" else size
+    if isinstance(wanted, str) or (not isinstance(wanted, int) and len(wanted) != 2):
+        raise ValueError(f"size: got {size!r}, expected pixels, (width, height) or 'native'")
+    width, height = (wanted, wanted) if isinstance(wanted, int) else wanted
+    multiple = config.granularity
+    nearest = tuple(max(1, round(side / multiple)) * multiple for side in (width, height))
+    if size != "native" and (width, height) != nearest:
+        raise ValueError(
+            f"size: got {width}x{height}, expected multiples of {multiple}, which {config.name}"
+            f" needs; the nearest are {nearest[0]}x{nearest[1]}"
+        )
+    placement = Placement.create(upright.size, (nearest[0], nearest[1]), fit)
+    return fit_image(upright, placement), placement
