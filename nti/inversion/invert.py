@@ -288,7 +288,9 @@ def invert_latent(
             f"latent: got {tuple(latent.shape)} for {len(prompts)} prompts, expected"
             f" ({len(prompts)}, {model.config.unet.latent_channels}, h, w)"
         )
-    latent = latent.to(model.device, model.state_dtype, copy=True)
+    latent = latent.to(
+        model.device, model.state_dtype, copy=True, memory_format=torch.contiguous_format
+    )
     check_finite(latent, "latent to invert", latent.dtype)
     own = model.config.guidance_scale
     w = own if settings.guidance_scale is None else settings.guidance_scale

@@ -152,6 +152,8 @@ def _packed(state: InversionState) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _unpacked(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> InversionState:
+    # Copies: a tensor inside a file's map begins anywhere, and products round by where it begins.
+    tensors = {name: values.clone() for name, values in tensors.items()}
     pivot = tuple(tensors["pivot"])
     if header["stage"] == "pivot":
         return InversionState(pivot)

@@ -46,7 +46,8 @@ def noise(unet: UNet, latent: Tensor, timestep: Tensor, context: Tensor) -> Tens
         context: token states (B, 77, C).
 
     Returns:
-        (B, 4, h, w) in the latent's dtype. Differentiable in the latent and the context.
+        (B, 4, h, w) in the latent's dtype, contiguous. Differentiable in the latent and the
+        context.
 
     """
     return controlled_noise(unet, latent, timestep, context, None)[0]
@@ -67,7 +68,9 @@ def controlled_noise(
     dtype = unet.conv_in.weight.dtype
     t = timestep.to(latent.device).expand(latent.shape[0])
     eps, maps = unet(latent.to(dtype), t, context.to(dtype), control, hook)
-    return eps.to(latent.dtype), maps
+    # The network's own layout would go on into the latents: one that was saved and read again,
+    # which is contiguous, would then be computed with other roundings.
+    return eps.to(latent.dtype).contiguous(), maps
 
 
 def guided_noise(eps_uncond: Tensor, eps_cond: Tensor, guidance_scale: float | Tensor) -> Tensor:
