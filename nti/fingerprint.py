@@ -13,8 +13,9 @@ NETWORKS = ("unet", "text", "vae")
 SAMPLES = 4
 """Values of each weight, evenly spaced."""
 
-ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
-"""By how much of itself a number may change when it is rounded to a dtype, the coarsest first."""
+ROUNDING = {torch.bfloat16: 2.0**-8 + 2.0**-11, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
+"""By how much of itself a number may change when it is rounded to a dtype, the coarsest first. What
+is bfloat16 may have been float16 before."""
 
 SMALLEST = 2.0**-24
 """Half precision has no smaller number, so a difference of this is one of rounding, too."""
