@@ -14,6 +14,7 @@ from torch import Tensor
 from nti.contact_sheet import contact_sheet
 from nti.editing.prompt_to_prompt import edit
 from nti.errors import Callback
+from nti.files import write_picture
 from nti.image import load_image, to_pil
 from nti.inversion.inversion import Inversion
 from nti.inversion.invert import invert
@@ -119,10 +120,11 @@ def run_demo(
     steps: int = 50,
     guidance_scale: float | None = None,
     progress: Progress = _silent,
+    tell: Callable[[str], object] = print,
 ) -> None:
     """Invert and edit the samples; write images, inversions and `contact_sheet.png`.
 
-    Prints the PSNR of plain DDIM inversion, of null-text inversion, and of the autoencoder, which
+    Tells the PSNR of plain DDIM inversion, of null-text inversion, and of the autoencoder, which
     bounds both. `progress` makes of a label what shows how far an inversion is. Raises ValueError
     for a model that is not the embedded one.
     """
@@ -136,12 +138,12 @@ def run_demo(
     rows: list[list[tuple[Image.Image, str]]] = []
     for shown in SAMPLES:
         inversion, cells = _reconstructions(
-            model, shown.name, directory, steps, guidance_scale, progress
+            model, shown.name, directory, steps, guidance_scale, progress, tell
         )
-        rows += [cells, _edits(model, shown, inversion, directory)]
+        rows += [cells, _edits(model, shown, inversion, directory, tell)]
     title = f"nti demo: {model.config.name} model, {steps} steps, w = {inversion.guidance_scale:g}"
-    contact_sheet(rows, title=title).save(directory / "contact_sheet.png")
-    print(f"wrote {directory / 'contact_sheet.png'} ({time.monotonic() - started:.0f} s)")
+    write_picture(contact_sheet(rows, title=title), directory / "contact_sheet.png")
+    tell(f"wrote {directory / 'contact_sheet.png'} ({time.monotonic() - started:.0f} s)")
 
 
 def _reconstructions(
@@ -151,6 +153,7 @@ def _reconstructions(
     steps: int,
     guidance_scale: float | None,
     progress: Progress,
+    tell: Callable[[str], object],
 ) -> tuple[Inversion, list[tuple[Image.Image, str]]]:
     """Invert one sample; return it with labelled source, bound, DDIM and null-text images."""
     caption = sample_captions()[name]
@@ -171,11 +174,11 @@ def _reconstructions(
     for label, image in images.items():
         if not label.startswith("source"):
             decibels = psnr(load_image(image, model.config.image_size), source)
-            print(f"{name}: {label}: {decibels:.1f} dB")
+            tell(f"{name}: {label}: {decibels:.1f} dB")
             label = f"{label}\n{decibels:.1f} dB"
         cells.append((image, label))
     for (image, _), kind in zip(cells, ("source", "autoencoder", "ddim", "null-text"), strict=True):
-        image.save(directory / f"{name}-{kind}.png")
+        write_picture(image, directory / f"{name}-{kind}.png")
     return inversion, cells
 
 
@@ -193,7 +196,11 @@ def plain_ddim(model: StableDiffusion, inversion: Inversion) -> Image.Image:
 
 
 def _edits(
-    model: StableDiffusion, shown: DemoSample, inversion: Inversion, directory: Path
+    model: StableDiffusion,
+    shown: DemoSample,
+    inversion: Inversion,
+    directory: Path,
+    tell: Callable[[str], object],
 ) -> list[tuple[Image.Image, str]]:
     cells = []
     for number, wanted in enumerate(shown.edits, 1):
@@ -207,7 +214,7 @@ def _edits(
             reweight=dict(wanted.reweight) or None,
         )
         name = f"{shown.name}-edit-{number}.png"
-        result.images[0].save(directory / name)
-        print(f"{shown.name}: {wanted.label}: {wanted.prompt} -> {name}")
+        write_picture(result.images[0], directory / name)
+        tell(f"{shown.name}: {wanted.label}: {wanted.prompt} -> {name}")
         cells.append((result.images[0], f"{wanted.label}: {wanted.prompt}"))
     return cells

@@ -5,14 +5,17 @@ Nothing heavy is imported before a command runs, so `nti --help` answers at once
 """
 
 import argparse
-import logging
-import sys
-import warnings
-from collections.abc import Sequence
+import os
+import signal
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 from nti import __version__
 from nti.cli import align, attention, demo, edit, generate, inspect, invert, reconstruct
+from nti.cli.options import add_telling_options
+from nti.cli.terminal import Terminal
 
 __all__ = ["main"]
 
@@ -21,20 +24,69 @@ COMMANDS = (demo, invert, generate, reconstruct, edit, align, attention, inspect
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return 0, or 2 after printing one line that says what is wrong."""
+    """Run one command.
+
+    Returns:
+        0; 2 after one line that says what is wrong; 130 or 143 after SIGINT or SIGTERM; 1 after a
+        traceback, where the fault is this program's.
+
+    """
+    # On a machine that others use too, OpenMP's threads would wait for each other by spinning.
+    # Whoever has set it otherwise is right. It counts once torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    with warnings.catch_warnings():
-        warnings.showwarning = _print_warning
+    terminal = options.terminal = Terminal(quiet=options.quiet, as_json=options.json)
+    with terminal.listening(), _terminable():
         try:
             options.run(options)
-        except (ValueError, OSError, RuntimeError) as error:
-            print(f"nti: error: {'; '.join(str(error).split(chr(10)))}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print("nti: interrupted", file=sys.stderr)
-            return 130
+        except (RecursionError, NotImplementedError):
+            return _report(terminal)
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            return terminal.fail(f"{str(error) or type(error).__name__}{_notes(error)}", 2)
+        except KeyboardInterrupt as end:
+            return terminal.fail(f"interrupted{_notes(end)}", 130)
+        except Terminated as end:
+            return terminal.fail(f"terminated{_notes(end)}", 143)
+        except Exception:
+            return _report(terminal)
     return 0
+
+
+class Terminated(BaseException):
+    """SIGTERM has come."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Have SIGTERM end a command as SIGINT does, in order."""
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # signals come to the main thread alone
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _notes(error: BaseException) -> str:
+    """Return what a command has added to an exception (`BaseException.add_note`)."""
+    return "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+
+
+def _report(terminal: Terminal) -> int:
+    """Show a fault of this program whole, as only its makers can mend it."""
+    terminal.err.write(traceback.format_exc())
+    return terminal.fail(
+        f"this is a fault of nti {__version__}, not of yours: please report it with the lines above"
+        " and the command that led to it",
+        1,
+    )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -43,13 +95,6 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print what is wrong and exit with 2."""
         self.exit(2, f"nti: error: {message} (see `{self.prog} --help`)\n")
-
-
-def _print_warning(
-    message: Warning | str, category: type[Warning], *_: object, **__: object
-) -> None:
-    if issubclass(category, UserWarning):
-        print(f"nti: warning: {message}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,4 +106,6 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add(commands)
+    for parser_of_one in commands.choices.values():
+        add_telling_options(parser_of_one)
     return parser

@@ -31,4 +31,5 @@ def run(options: argparse.Namespace) -> None:
         if prompt.cut_message:
             warnings.warn(prompt.cut_message, stacklevel=2)
     alignment = align(options.mode, source, target)
-    print(f"{token_table(source, target)}\n\n{describe(alignment, source, target)}")
+    table = f"{token_table(source, target)}\n\n{describe(alignment, source, target)}"
+    options.terminal.table(table)

@@ -1,18 +1,20 @@
 """`nti attention`: where each token attends, in the image and in edits, or what goes together."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from nti.cli.options import (
     Commands,
     add_edit_options,
     add_model_options,
-    check_output,
     load_model,
     open_inversion,
     plan_of,
-    progress,
 )
+from nti.cli.outputs import check_output, keep
+from nti.cli.progress import progress
+from nti.files import write_picture
 
 __all__ = ["add"]
 
@@ -52,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
     from nti.editing.attention_grid import attention_grid, component_grid
 
     inversion = open_inversion(options)
-    output = check_output(options.output)
+    output = check_output(options, options.output, "picture")
     if options.components is not None and (options.prompt or options.words):
         raise ValueError(
             "--components: got --prompt or --words too, expected the source alone: leave one out"
@@ -66,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
     places = tuple(options.place or ("down", "up"))
     model = load_model(options)
     plan = plan_of(options, model, inversion) if options.prompt else None
-    with progress("looking") as callback:
+    with progress(options.terminal, "looking") as callback:
         if options.components is not None:
             grid = component_grid(
                 model, inversion, options.components,
@@ -77,5 +79,5 @@ def run(options: argparse.Namespace) -> None:
                 model, inversion, plan, by_word=options.words,
                 level=options.level, places=places, block=options.block, callback=callback,
             )  # fmt: skip
-    grid.save(output)
-    print(f"wrote {output}")
+    keep(output, partial(write_picture, grid))
+    options.terminal.wrote(output)

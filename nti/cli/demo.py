@@ -1,9 +1,12 @@
 """`nti demo`: invert and edit sample images with the embedded model."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
-from nti.cli.options import Commands, add_model_options, load_model, progress
+from nti.cli.options import Commands, add_model_options, load_model
+from nti.cli.outputs import check_folder
+from nti.cli.progress import progress
 
 __all__ = ["add"]
 
@@ -22,10 +25,12 @@ def run(options: argparse.Namespace) -> None:
     """Run the demo."""
     from nti.demo import run_demo
 
+    folder = check_folder(options.output)
     run_demo(
         load_model(options),
-        options.output,
+        folder,
         steps=50 if options.steps is None else options.steps,
         guidance_scale=options.guidance,
-        progress=progress,
+        progress=partial(progress, options.terminal),
+        tell=options.terminal.say,
     )

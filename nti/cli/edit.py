@@ -1,21 +1,22 @@
 """`nti edit`: edit an inverted image by its words."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from nti.cli.options import (
-    LATENTS_SUFFIX,
     Commands,
     add_edit_options,
     add_model_options,
     add_paste_back_option,
-    check_output,
     load_model,
     open_inversion,
     paste_backer,
     plan_of,
-    progress,
 )
+from nti.cli.outputs import LATENTS, check_output, keep, numbered
+from nti.cli.progress import progress
+from nti.files import write_file, write_picture
 
 __all__ = ["add"]
 
@@ -55,20 +56,24 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Edit, and write the pictures or the latents."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from nti.editing.prompt_to_prompt import edit_latents
     from nti.image import to_pil
 
     inversion = open_inversion(options)
-    output = check_output(options.output, latents=True)
-    latents = output.suffix.lower() == LATENTS_SUFFIX
+    latents = options.output.suffix.lower() == LATENTS
+    paths = [options.output] if latents else numbered(options.output, len(options.prompt))
+    for path in paths:
+        check_output(options, path, "picture", "latents")
     if latents and options.paste_back is not None:
-        raise ValueError(f"--paste-back: got {output}, expected a picture's name: leave one out")
+        raise ValueError(
+            f"--paste-back: got {options.output}, expected a picture's name: leave one out"
+        )
     finish = paste_backer(options, inversion)
     model = load_model(options)
     plan = plan_of(options, model, inversion)
-    with progress("editing") as callback:
+    with progress(options.terminal, "editing") as callback:
         edited = edit_latents(
             model,
             inversion,
@@ -81,13 +86,12 @@ def run(options: argparse.Namespace) -> None:
         )
     modes = [alignment.mode for alignment in plan.alignments]
     if latents:
-        save_file({"latents": edited.latents[-1].cpu().contiguous()}, output)
-        print(f"wrote {output} ({len(modes)} latents)")
+        data = save({"latents": edited.latents[-1].cpu().contiguous()})
+        keep(options.output, lambda path: write_file(path, data))
+        options.terminal.wrote(options.output, f"{len(modes)} latents")
         return
     images = to_pil(model.decode_latent(edited.latents[-1]))
-    for number, (image, mode, prompt) in enumerate(
-        zip(images, modes, plan.prompts, strict=True), 1
-    ):
-        path = output if len(images) == 1 else output.with_stem(f"{output.stem}-{number}")
-        finish(image).save(path)
-        print(f"wrote {path} ({mode}: {prompt})")
+    for path, image in zip(paths, images, strict=True):
+        keep(path, partial(write_picture, finish(image)))
+    for path, mode, prompt in zip(paths, modes, plan.prompts, strict=True):
+        options.terminal.wrote(path, f"{mode}: {prompt}")

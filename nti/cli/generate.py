@@ -1,10 +1,14 @@
 """`nti generate`: a picture from a seed, saved as an inversion that is edited like any other."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
-from nti.cli.options import Commands, add_model_options, check_output, load_model, progress
+from nti.cli.options import Commands, add_model_options, load_model
+from nti.cli.outputs import check_output, keep
 from nti.cli.parsing import parse_size
+from nti.cli.progress import progress
+from nti.files import write_picture
 
 __all__ = ["add"]
 
@@ -21,7 +25,9 @@ def add(commands: Commands) -> None:
         "--negative-prompt", default="", metavar="P", help="what it shall not show"
     )
     command.add_argument("--size", metavar="N|WxH", help="pixels (default: the model's square)")
-    command.add_argument("--image", type=Path, metavar="PNG", help="where to put the picture")
+    command.add_argument(
+        "--image", dest="picture", type=Path, metavar="PNG", help="where to put the picture"
+    )
     command.add_argument("-o", "--output", type=Path, required=True, metavar="X.nti.safetensors")
     command.set_defaults(run=run)
 
@@ -31,13 +37,14 @@ def run(options: argparse.Namespace) -> None:
     from nti.image import to_pil
     from nti.inversion.generate import generate
 
-    output = check_output(options.output, image=False)
-    picture = None if options.image is None else check_output(options.image)
+    output = check_output(options, options.output, "inversion")
+    if options.picture is not None:
+        check_output(options, options.picture, "picture")
     size = parse_size(options.size)
     if isinstance(size, str):
         raise ValueError("--size: got 'native', but there is no image: expected pixels")
     model = load_model(options)
-    with progress("sampling") as callback:
+    with progress(options.terminal, "sampling") as callback:
         made = generate(
             model,
             options.prompt,
@@ -48,8 +55,9 @@ def run(options: argparse.Namespace) -> None:
             size=size,
             callback=callback,
         )
-    made.save(output)
-    print(f"wrote {output}")
-    if picture is not None:
-        to_pil(model.decode_latent(made.latents[-1:]))[0].save(picture)
-        print(f"wrote {picture}")
+    keep(output, made.save)
+    options.terminal.wrote(output)
+    if options.picture is not None:
+        image = to_pil(model.decode_latent(made.latents[-1:]))[0]
+        keep(options.picture, partial(write_picture, image))
+        options.terminal.wrote(options.picture)

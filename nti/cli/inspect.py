@@ -21,4 +21,4 @@ def run(options: argparse.Namespace) -> None:
     """Print the description."""
     from nti.inspection import describe_file
 
-    print(describe_file(options.file))
+    options.terminal.table(describe_file(options.file))

@@ -1,10 +1,14 @@
 """`nti invert`: an image and its caption to a saved inversion."""
 
 import argparse
+import hashlib
+import os
 from pathlib import Path
 
-from nti.cli.options import Commands, add_model_options, check_output, load_model, progress
+from nti.cli.options import Commands, add_model_options, load_model, parse_dtype
+from nti.cli.outputs import check_output, keep
 from nti.cli.parsing import parse_rule, parse_size
+from nti.cli.progress import InversionProgress, progress
 
 __all__ = ["add"]
 
@@ -48,35 +52,59 @@ def add(commands: Commands) -> None:
         help="loss below which a timestep ends: published (default, 1e-5 rising to 1e-3), or a"
         " number for all timesteps (0: never)",
     )
+    command.add_argument(
+        "--store", metavar="DTYPE",
+        help="save in float16 or bfloat16, half the size (default: as computed)",
+    )  # fmt: skip
+    command.add_argument(
+        "--restart", action="store_true",
+        help="begin anew, where the same output has the state of a run that was ended",
+    )  # fmt: skip
     command.add_argument("-o", "--output", type=Path, required=True, metavar="X.nti.safetensors")
     command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Invert the image and save."""
-    from nti.inversion.invert import invert
+    """Invert the image and save, or go on where the same command was ended."""
+    from nti.inversion.invert import InversionSettings, invert
     from nti.inversion.null_text import published_learning_rate, published_threshold
+    from nti.inversion.state import StateFile
 
-    output = check_output(options.output, image=False)
+    output = check_output(options, options.output, "inversion")
+    state = StateFile(state_path(output))
+    if options.restart:
+        state.remove()
     size = parse_size(options.size)
-    learning_rate = parse_rule(options.learning_rate, published_learning_rate, "--learning-rate")
-    threshold = parse_rule(options.early_stop, published_threshold, "--early-stop")
+    dtype = parse_dtype(options.store, "--store", ("float16", "bfloat16"))
+    settings = InversionSettings(
+        steps=50 if options.steps is None else options.steps,
+        guidance_scale=options.guidance,
+        inner_steps=options.inner_steps,
+        method=options.method,
+        noise_at=options.noise_at,
+        learning_rate=parse_rule(options.learning_rate, published_learning_rate, "--learning-rate"),
+        threshold=parse_rule(options.early_stop, published_threshold, "--early-stop"),
+    )
     model = load_model(options)
-    with progress("inverting") as callback:
-        inversion = invert(
-            model,
-            options.image,
-            options.prompt,
-            size=size,
-            fit=options.fit,
-            steps=50 if options.steps is None else options.steps,
-            guidance_scale=options.guidance,
-            inner_steps=options.inner_steps,
-            method=options.method,
-            noise_at=options.noise_at,
-            learning_rate=learning_rate,
-            threshold=threshold,
-            callback=callback,
-        )
-    inversion.save(output)
-    print(f"wrote {output}")
+    try:
+        with progress(options.terminal, "inverting") as shown:
+            inversion = invert(
+                model, options.image, options.prompt, size=size, fit=options.fit,
+                watch=InversionProgress(shown, model.schedule(settings.steps), settings),
+                state=state, **vars(settings),
+            )  # fmt: skip
+    except BaseException as error:
+        if state.path.exists():
+            error.add_note(f"the same command goes on from {state.path}")
+        raise
+    keep(output, lambda path: inversion.save(path, dtype=dtype))
+    state.remove()
+    options.terminal.wrote(output)
+
+
+def state_path(output: Path) -> Path:
+    """Where the state of an unfinished inversion is: beside it, by a name that is not too long."""
+    name = output.name
+    if len(os.fsencode(name)) > 200:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return output.with_name(f"{name}.state")

@@ -1,18 +1,17 @@
 """What the commands share: options of the model and of edits, and the checks of their files."""
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nti.cli.parsing import parse_assignment, parse_blend, parse_cross_window, parse_window
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
 
     from nti.editing.plan import EditPlan
-    from nti.errors import Callback
     from nti.inversion.inversion import Inversion
     from nti.model import StableDiffusion
 
@@ -21,19 +20,26 @@ __all__ = [
     "add_edit_options",
     "add_model_options",
     "add_paste_back_option",
-    "check_output",
+    "add_telling_options",
     "load_model",
     "open_inversion",
+    "parse_dtype",
     "paste_backer",
     "plan_of",
-    "progress",
 ]
 
 Commands = Any
 """What `argparse` returns for subcommands; its class is private."""
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-LATENTS_SUFFIX = ".safetensors"
+
+def add_telling_options(command: argparse.ArgumentParser) -> None:
+    """Declare how much a command tells, and whom."""
+    command.add_argument(
+        "-q", "--quiet", action="store_true", help="tell of nothing but warnings and errors"
+    )
+    command.add_argument(
+        "--json", action="store_true", help="print events for programs: one JSON object a line"
+    )
 
 
 def add_model_options(command: argparse.ArgumentParser) -> None:
@@ -119,20 +125,28 @@ def add_paste_back_option(command: argparse.ArgumentParser) -> None:
     )
 
 
-def load_model(options: argparse.Namespace) -> "StableDiffusion":
-    """Load the model that the options ask for."""
+def parse_dtype(
+    name: str | None,
+    option: str,
+    names: Sequence[str] = ("float32", "float16", "bfloat16", "float64"),
+) -> "torch.dtype | None":
+    """Return the dtype of a name; None stays None."""
     import torch
 
+    if name not in (None, *names):
+        raise ValueError(f"{option}: got {name!r}, expected one of {', '.join(names)}")
+    return None if name is None else getattr(torch, name)
+
+
+def load_model(options: argparse.Namespace) -> "StableDiffusion":
+    """Load the model that the options ask for."""
     from nti import model
 
-    dtypes = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16", "float64")}
-    if options.dtype not in (None, *dtypes):
-        raise ValueError(f"--dtype: got {options.dtype!r}, expected one of {', '.join(dtypes)}")
     return model.load_model(
         options.checkpoint,
         vae=options.vae,
         device=options.device,
-        dtype=dtypes.get(options.dtype),
+        dtype=parse_dtype(options.dtype, "--dtype"),
         backend=options.backend,
         memory=options.memory,
         execution=options.execution,
@@ -175,20 +189,6 @@ def plan_of(
     )
 
 
-def check_output(path: Path, *, image: bool = True, latents: bool = False) -> Path:
-    """Check the output's name and make its folder before the work, so that none of it is lost."""
-    if path.is_dir():
-        raise ValueError(f"--output: got the directory {path}, expected a file's name")
-    suffixes = IMAGE_SUFFIXES + ((LATENTS_SUFFIX,) if latents else ())
-    if image and path.suffix.lower() not in suffixes:
-        also = f" or, for latents, in {LATENTS_SUFFIX}" if latents else ""
-        raise ValueError(
-            f"--output: got {path}, expected a name that ends in {IMAGE_SUFFIXES[0]}{also}"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
-
-
 def paste_backer(
     options: argparse.Namespace, inversion: "Inversion"
 ) -> "Callable[[Image.Image], Image.Image]":
@@ -199,17 +199,3 @@ def paste_backer(
 
     original, placement = match_original(options.paste_back, inversion.placement)
     return lambda result: paste_back(result, original, placement)
-
-
-@contextmanager
-def progress(label: str) -> "Iterator[Callback]":
-    """Show a bar, which the callback that this gives moves."""
-    from tqdm import tqdm
-
-    with tqdm(desc=label) as bar:
-
-        def step(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield step

@@ -2,18 +2,20 @@
 
 import argparse
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 from nti.cli.options import (
     Commands,
     add_model_options,
     add_paste_back_option,
-    check_output,
     load_model,
     open_inversion,
     paste_backer,
-    progress,
 )
+from nti.cli.outputs import check_output, keep
+from nti.cli.progress import progress
+from nti.files import write_picture
 
 __all__ = ["add"]
 
@@ -35,10 +37,10 @@ def run(options: argparse.Namespace) -> None:
     inversion = open_inversion(options)
     if options.guidance is not None:
         inversion = dataclasses.replace(inversion, guidance_scale=options.guidance)
-    output = check_output(options.output)
+    output = check_output(options, options.output, "picture")
     finish = paste_backer(options, inversion)
     model = load_model(options)
-    with progress("sampling") as callback:
+    with progress(options.terminal, "sampling") as callback:
         image = reconstruct(model, inversion, callback=callback)
-    finish(image).save(output)
-    print(f"wrote {output}")
+    keep(output, partial(write_picture, finish(image)))
+    options.terminal.wrote(output)

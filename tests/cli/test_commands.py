@@ -217,14 +217,22 @@ def test_each_rule_of_invert_reaches_the_algorithm(
         raise ValueError("enough")
 
     monkeypatch.setattr("nti.inversion.invert.invert", invert)
-    arguments = ["invert", "x.png", "--prompt", "a", *options, "-o", str(tmp_path / "x")]
+    arguments = [
+        "invert",
+        "x.png",
+        "--prompt",
+        "a",
+        *options,
+        "-o",
+        str(tmp_path / "x.safetensors"),
+    ]
     assert main(arguments) == 2
     for name, value in expected.items():
         assert given[0][name] == (pytest.approx(value) if name != "noise_at" else value)
 
 
 def test_a_generated_picture_is_edited_like_an_inverted_one(tmp_path: Path) -> None:
-    made, picture, edited = (str(tmp_path / name) for name in ("g", "g.png", "e.png"))
+    made, picture, edited = (str(tmp_path / name) for name in ("g.safetensors", "g.png", "e.png"))
     prompt = ["generate", "a red star on grass", "--seed", "3", "--image", picture]
     assert main([*prompt, *FEW, "-o", made]) == 0
     assert Inversion.load(Path(made)).method == "generated"

@@ -11,16 +11,16 @@ from nti.demo import sample_image
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["invert", "none.png", "--prompt", "a", "-o", "x"], "none.png: no such file"),
-        (["invert", "{image}", "--prompt", "a", "--steps", "0", "-o", "{o}"], "steps: got 0"),
-        (["invert", "{image}", "--prompt", "a", "--method", "m", "-o", "{o}"], "method: got 'm'"),
-        (["invert", "{image}", "--prompt", "a", "--size", "big", "-o", "{o}"], "--size: got 'big'"),
+        (["invert", "none.png", "--prompt", "a", "-o", "{i}"], "none.png: no such file"),
+        (["invert", "{image}", "--prompt", "a", "--steps", "0", "-o", "{i}"], "steps: got 0"),
+        (["invert", "{image}", "--prompt", "a", "--method", "m", "-o", "{i}"], "method: got 'm'"),
+        (["invert", "{image}", "--prompt", "a", "--size", "big", "-o", "{i}"], "--size: got 'big'"),
         (
-            ["invert", "{image}", "--prompt", "a", "--size", "500x130", "-o", "{o}"],
+            ["invert", "{image}", "--prompt", "a", "--size", "500x130", "-o", "{i}"],
             "size: got 500x130, expected multiples of 32, which shapes needs; the nearest are"
             " 512x128",
         ),
-        (["invert", "{image}", "--prompt", "a", "--fit", "f", "-o", "{o}"], "fit: got 'f'"),
+        (["invert", "{image}", "--prompt", "a", "--fit", "f", "-o", "{i}"], "fit: got 'f'"),
         (
             ["reconstruct", "{wide}", "--paste-back", "{image}", "-o", "{o}"],
             "original: got 128x128, expected 200x136: give the image that was inverted",
@@ -38,8 +38,8 @@ from nti.demo import sample_image
             ["reconstruct", "{saved}", "--device", "cpu", "--execution", "cuda-graph", "-o", "{o}"],
             "execution: got 'cuda-graph' on cpu",
         ),
-        (["invert", "{image}", "--prompt", "a", "--noise-at", "n", "-o", "{o}"], "noise_at: got"),
-        (["invert", "{image}", "--prompt", "a", "--early-stop", "x", "-o", "{o}"], "--early-stop"),
+        (["invert", "{image}", "--prompt", "a", "--noise-at", "n", "-o", "{i}"], "noise_at: got"),
+        (["invert", "{image}", "--prompt", "a", "--early-stop", "x", "-o", "{i}"], "--early-stop"),
         (["edit", "{saved}", "--prompt", "a", "--start", "4", "-o", "{o}"], "start: got 4"),
         (
             [
@@ -82,10 +82,10 @@ from nti.demo import sample_image
             ],
             "--paste-back: got",
         ),
-        (["generate", "a", "--size", "100", "-o", "{o}"], "size: got 100x100, expected multiples"),
-        (["generate", "a", "--size", "native", "-o", "{o}"], "--size: got 'native'"),
+        (["generate", "a", "--size", "100", "-o", "{i}"], "size: got 100x100, expected multiples"),
+        (["generate", "a", "--size", "native", "-o", "{i}"], "--size: got 'native'"),
         (["reconstruct", "{saved}", "--checkpoint", "{image}", "-o", "{o}"], "not a safetensors"),
-        (["reconstruct", "{saved}", "-o", "{folder}"], "--output: got the directory"),
+        (["reconstruct", "{saved}", "-o", "{folder}"], "output: got the directory"),
         (["reconstruct", "{saved}", "-o", "{folder}/o.xyz"], "expected a name that ends in .png"),
         (["reconstruct", "{saved}", "--guidance", "nan", "-o", "{o}"], "guidance_scale: got nan"),
         (["edit", "{saved}", "--prompt", "a", "--mode", "m", "-o", "{o}"], "mode: got 'm'"),
@@ -111,12 +111,13 @@ def test_errors_are_one_line_and_exit_code_2(
         "{wide}": str(saved_wide),
         "{image}": str(sample_image("purple-circle")),
         "{o}": str(tmp_path / "o.png"),
+        "{i}": str(tmp_path / "i.nti.safetensors"),
     }
     resolved = [places.get(a, a) for a in arguments]
     assert main([a.replace("{folder}", str(tmp_path)) for a in resolved]) == 2
     error = [x for x in capsys.readouterr().err.splitlines() if x.startswith("nti: error: ")]
     assert len(error) == 1 and message in error[0]
-    assert not (tmp_path / "o.png").exists()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,130 @@
+"""What a command may write to, found out before the work, and how its results are kept."""
+
+import argparse
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from nti.files import PICTURES, check_writable
+
+__all__ = ["LATENTS", "check_folder", "check_output", "keep", "numbered"]
+
+LATENTS = ".safetensors"
+"""What the names of saved inversions and latents end in."""
+
+INPUTS = ("image", "inversion", "paste_back", "checkpoint", "vae")
+"""The options that name files to be read."""
+
+SUFFIXES = {"picture": tuple(PICTURES), "inversion": (LATENTS,), "latents": (LATENTS,)}
+
+
+def check_output(options: argparse.Namespace, path: Path, *kinds: str) -> Path:
+    """Check that a result can be written to a path and destroys nothing but an older result.
+
+    Args:
+        options: all of the command, as some name files that are read.
+        path: of the output. Its folder is made.
+        kinds: what the command may write there: `picture`, `inversion`, `latents`.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: a name of another ending, a directory or special file, a file that is read, or
+        one that is no older result.
+        OSError: a place where nothing can be written.
+
+    """
+    check_writable(path)  # first, as it tells a directory from a name without an ending
+    if not any(path.name.lower().endswith(SUFFIXES[kind]) for kind in kinds):
+        endings = " or ".join(f"{SUFFIXES[kind][0]} ({kind})" for kind in kinds)
+        raise ValueError(f"--output: got {path}, expected a name that ends in {endings}")
+    for name in INPUTS:
+        given = getattr(options, name, None)
+        if isinstance(given, Path) and _is_in(path, given):
+            raise ValueError(
+                f"--output: got {path}, which this command reads, expected another name"
+            )
+    holds_something = path.exists() and path.stat().st_size > 0
+    if holds_something and not any(_recognised(path, kind) for kind in kinds):
+        raise ValueError(
+            f"--output: got {path}, which is there and no {' or '.join(kinds)}, expected a new"
+            " name: move the file away if it is not needed"
+        )
+    return path
+
+
+def check_folder(path: Path) -> Path:
+    """Check that results can be written into a folder, and make it."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"--output: got the file {path}, expected a folder's name")
+    check_writable(path / ".nti-check")
+    return path
+
+
+def numbered(path: Path, count: int) -> list[Path]:
+    """Return PNG-1, PNG-2, ... for several pictures, the path itself for one."""
+    if count == 1:
+        return [path]
+    return [path.with_stem(f"{path.stem}-{number}") for number in range(1, count + 1)]
+
+
+def keep(path: Path, save: Callable[[Path], None]) -> None:
+    """Save a result, or else keep it in the system's folder for temporary files.
+
+    Raises OSError where the path could not be written; the message says where the result is.
+    """
+    try:
+        save(path)
+    except OSError as error:
+        folder = Path(tempfile.mkdtemp(prefix="nti-"))
+        elsewhere = folder / f"result{path.suffix}"  # the name may be what is wrong
+        try:
+            save(elsewhere)
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise error from None
+        raise OSError(
+            error.errno, f"{error.strerror}; the result was kept as {elsewhere}"
+        ) from error
+
+
+def _recognised(path: Path, kind: str) -> bool:
+    return path.name.lower().endswith(SUFFIXES[kind]) and RECOGNISED[kind](path)
+
+
+def _is_in(path: Path, given: Path) -> bool:
+    """Whether a path is a given file, by whatever name, or one of a given folder."""
+    if path.exists() and given.is_file():
+        return os.path.samefile(path, given)
+    return Path(os.path.realpath(given)) in Path(os.path.realpath(path)).parents and path.exists()
+
+
+def _is_picture(path: Path) -> bool:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with path.open("rb") as file, Image.open(file, formats=sorted(set(PICTURES.values()))):
+            return True
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+        return False
+
+
+def _header(path: Path) -> tuple[Sequence[str], Sequence[str]]:
+    """The metadata's keys and the tensors' names of a safetensors file, of any other none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.metadata() or {}), list(file.keys())
+    except (SafetensorError, OSError):
+        return [], []
+
+
+RECOGNISED: dict[str, Callable[[Path], bool]] = {
+    "picture": _is_picture,
+    "inversion": lambda path: "inversion" in _header(path)[0],
+    "latents": lambda path: _header(path)[1] == ["latents"],
+}

@@ -1,0 +1,224 @@
+"""What a command tells, to whom, and that telling never fails it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nti import Inversion
+from nti.cli import main
+from nti.cli.invert import state_path
+from nti.demo import sample_image
+from sample import CAPTION, FEW
+
+NTI = [sys.executable, "-m", "nti"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def test_an_unprintable_character_loses_no_picture(saved: Path, tmp_path: Path) -> None:
+    prompts = ["--prompt", "a green circle on snow \U0001f3a8", "--prompt", "a red circle on snow"]
+    run = subprocess.run(
+        [*NTI, "edit", str(saved), *prompts, "-o", str(tmp_path / "e.png")],
+        env={**ENVIRONMENT, "PYTHONIOENCODING": "cp1252"}, capture_output=True, check=True,
+    )  # fmt: skip
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["e-1.png", "e-2.png"]
+    assert rb"\U0001f3a8" in run.stdout and run.stdout.count(b"wrote") == 2
+
+
+def test_full_and_closed_streams_stop_no_work(saved: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.png"
+    command = f"exec {' '.join(NTI)} reconstruct {saved} -o {out}"
+    for streams in (">/dev/full 2>/dev/full", ">&- 2>&-"):
+        run = subprocess.run(["bash", "-c", f"{command} {streams}"], env=ENVIRONMENT)
+        assert run.returncode == 0 and out.exists(), streams
+        out.unlink()
+
+
+def test_a_reader_that_has_seen_enough_is_no_error_but_a_full_disk_is() -> None:
+    align = f"{' '.join(NTI)} align 'a cat' 'a dog'"
+    script = f"{align} | true; echo ${{PIPESTATUS[0]}}; {align} >/dev/full; echo $?"
+    run = subprocess.run(["bash", "-c", script], env=ENVIRONMENT, capture_output=True, text=True)
+    assert run.stdout.split() == ["0", "2"]
+    assert run.stderr == "mode: replace for 'a dog'\n" * 2 + (
+        "nti: error: [Errno 28] stdout cannot be written: No space left on device\n"
+    )
+
+
+SLOW = ["--prompt", CAPTION, "--steps", "8", "--early-stop", "0", "--device", "cpu"]
+IMAGE = str(sample_image("purple-circle"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """What a run that nobody ends saves."""
+    out = tmp_path_factory.mktemp("whole") / "x.safetensors"
+    assert main(["invert", IMAGE, *SLOW, "-o", str(out)]) == 0
+    return out.read_bytes()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_state_from_which_the_same_command_goes_on(
+    tmp_path: Path,
+    whole: bytes,
+    number: signal.Signals,
+    code: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "x.safetensors"
+    command = ["invert", IMAGE, *SLOW, "--json", "-o", str(out)]
+    with subprocess.Popen(
+        [*NTI, *command], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as run:
+        assert run.stdout is not None and run.stderr is not None
+        for line in run.stdout:
+            if json.loads(line).get("iteration"):
+                run.send_signal(number)
+                break
+        run.stdout.read()
+        told = run.stderr.read().decode()
+    assert run.returncode == code
+    state = tmp_path / "x.safetensors.state"
+    assert state.exists() and not out.exists()
+    word = "interrupted" if code == 130 else "terminated"
+    assert told.splitlines()[-1] == f"nti: {word}; the same command goes on from {state}"
+    before = state.read_bytes()
+    assert main(["invert", IMAGE, "--prompt", "a star", *SLOW[2:], "-o", str(out)]) == 2
+    assert "got the state of another run (prompt" in capsys.readouterr().err
+    assert state.read_bytes() == before
+    assert main(command) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert events[0]["event"] == "progress" and events[0]["done"] > 8, "it went on"
+    assert not state.exists() and out.read_bytes() == whole
+
+
+def test_restart_begins_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "x.safetensors"
+    state_path(out).write_bytes(b"of another run")
+    image = str(sample_image("purple-circle"))
+    command = ["invert", image, "--prompt", CAPTION, *FEW, "--method", "ddim", "-o", str(out)]
+    assert main(command) == 2
+    assert "--restart, to begin anew" in capsys.readouterr().err
+    assert main([*command, "--restart"]) == 0
+    assert out.exists() and not state_path(out).exists()
+
+
+def test_a_long_name_has_a_state_too(tmp_path: Path) -> None:
+    out = tmp_path / f"{'n' * 239}.safetensors"
+    image = str(sample_image("purple-circle"))
+    method = ["--method", "ddim", "--store", "float16"]
+    assert main(["invert", image, "--prompt", CAPTION, *FEW, *method, "-o", str(out)]) == 0
+    assert [p.name for p in tmp_path.iterdir()] == [out.name]
+    assert Inversion.load(out).prompt == CAPTION
+    other = state_path(tmp_path / f"{'n' * 238}m.safetensors")
+    assert len(state_path(out).name) < 200 and state_path(out) != other
+
+
+EVENTS = {
+    "progress": {"stage", "done", "total"},
+    "wrote": {"path", "note"},
+    "message": {"text"},
+    "note": {"text"},
+    "table": {"text"},
+    "warning": {"message"},
+    "error": {"message", "exit_code"},
+}
+
+
+def test_programs_are_told_in_json(
+    saved: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("nti.cli.progress.EVENT", 0.0)
+    image, out = str(sample_image("purple-circle")), str(tmp_path / "x.safetensors")
+    assert main(["invert", image, "--prompt", "a blurple cat", *FEW, "--json", "-o", out]) == 0
+    assert main(["align", "a cat", "a dog", "--json"]) == 0
+    assert main(["reconstruct", "none", "--json", "-o", str(tmp_path / "r.png")]) == 2
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for event in events:
+        assert event.keys() - {"event"} >= EVENTS[event["event"]]
+    seen = {event["event"] for event in events}
+    assert seen == {"progress", "wrote", "table", "warning", "error"}
+    iterations = [event for event in events if event.get("iteration")]
+    assert all(
+        event["timestep"] in (751, 501, 251, 1) and event["loss"] > 0 and event["psnr"] > 0
+        and event["seconds_left"] >= 0 and event["total"] == 44
+        for event in iterations
+    )  # fmt: skip
+    assert len(iterations) == sum(Inversion.load(Path(out)).iterations)
+    dones = [event["done"] for event in events if event["event"] == "progress"]
+    assert dones == sorted(dones)
+
+
+def test_quiet_is_quiet(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reconstruct", str(saved), "-q", "-o", str(tmp_path / "r.png")]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert main(["edit", str(saved), "--prompt", "a cat", "-q", "-o", str(tmp_path / "e.png")]) == 0
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("nti: warning: shapes was never trained on 'cat'")
+
+
+def test_a_log_gets_a_line_now_and_then(
+    saved: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("nti.cli.progress.LINE", 0.0)
+    monkeypatch.setattr("nti.cli.progress.LONG", 0.0)
+    image, out = str(sample_image("purple-circle")), str(tmp_path / "x.safetensors")
+    assert main(["invert", image, "--prompt", CAPTION, *FEW, "-o", out]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("inverting: 1 of 44, timestep 1, at most") for line in lines)
+    assert any("iteration 2, loss" in line and "dB from the pivot" in line for line in lines)
+    assert sum(line.startswith("this will take 0 min") for line in lines) == 1
+
+
+def test_a_fault_of_the_program_is_shown_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for fault in (KeyError("x"), RecursionError("deep"), AssertionError()):
+
+        def fail(path: Path, fault: Exception = fault) -> str:
+            raise fault
+
+        monkeypatch.setattr("nti.inspection.describe_file", fail)
+        assert main(["inspect", "x"]) == 1
+        err = capsys.readouterr().err
+        assert "Traceback" in err and "please report it" in err and type(fault).__name__ in err
+
+
+def test_memory_that_is_not_there_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(path: Path) -> str:
+        raise MemoryError
+
+    monkeypatch.setattr("nti.inspection.describe_file", fail)
+    assert main(["inspect", "x"]) == 2
+    assert capsys.readouterr().err == "nti: error: MemoryError\n"
+
+
+def test_threads_wait_without_spinning_unless_the_user_wants_them_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert main(["align", "a cat", "a dog"]) == 0
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert main(["align", "a cat", "a dog"]) == 0
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+def test_the_command_line_imports_no_torch_before_it_sets_the_policy() -> None:
+    code = "import sys, nti.cli; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    started = time.monotonic()
+    subprocess.run([*NTI, "--help"], capture_output=True, check=True)
+    assert time.monotonic() - started < 5
