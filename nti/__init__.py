@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from nti.inversion.null_text import NullTextResult as NullTextResult
     from nti.inversion.null_text import optimize_null_text as optimize_null_text
     from nti.inversion.provenance import Provenance as Provenance
+    from nti.inversion.published import from_published as from_published
+    from nti.inversion.published import to_published as to_published
     from nti.inversion.sampling import reconstruct as reconstruct
     from nti.inversion.sampling import reconstruct_latents as reconstruct_latents
     from nti.inversion.sampling import sample as sample
@@ -64,6 +66,7 @@ _HOMES = {
     "nti.inversion.invert": ("InvertedLatents", "invert", "invert_batch", "invert_latent"),
     "nti.inversion.null_text": ("NullTextResult", "optimize_null_text"),
     "nti.inversion.provenance": ("Provenance",),
+    "nti.inversion.published": ("from_published", "to_published"),
     "nti.inversion.sampling": ("reconstruct", "reconstruct_latents", "sample"),
     "nti.inversion.settings": ("InversionSettings",),
     "nti.inversion.state": ("InversionState", "StateFile", "StateFileError"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nti.files import PICTURES, check_writable
 
-__all__ = ["LATENTS", "check_folder", "check_output", "keep", "numbered"]
+__all__ = ["LATENTS", "check_folder", "check_output", "holds", "keep", "numbered"]
 
 LATENTS = ".safetensors"
 """What the names of saved inversions and latents end in."""
@@ -17,7 +17,12 @@ LATENTS = ".safetensors"
 INPUTS = ("image", "inversion", "paste_back", "checkpoint", "vae")
 """The options that name files to be read."""
 
-SUFFIXES = {"picture": tuple(PICTURES), "inversion": (LATENTS,), "latents": (LATENTS,)}
+SUFFIXES = {
+    "picture": tuple(PICTURES),
+    "inversion": (LATENTS,),
+    "latents": (LATENTS,),
+    "published": (LATENTS,),
+}
 
 
 def check_output(options: argparse.Namespace, path: Path, *kinds: str) -> Path:
@@ -48,7 +53,7 @@ def check_output(options: argparse.Namespace, path: Path, *kinds: str) -> Path:
                 f"--output: got {path}, which this command reads, expected another name"
             )
     holds_something = path.exists() and path.stat().st_size > 0
-    if holds_something and not any(_recognised(path, kind) for kind in kinds):
+    if holds_something and not any(holds(path, kind) for kind in kinds):
         raise ValueError(
             f"--output: got {path}, which is there and no {' or '.join(kinds)}, expected a new"
             " name: move the file away if it is not needed"
@@ -71,6 +76,11 @@ def numbered(path: Path, count: int) -> list[Path]:
     return [path.with_stem(f"{path.stem}-{number}") for number in range(1, count + 1)]
 
 
+def holds(path: Path, kind: str) -> bool:
+    """Whether a file is a `picture`, an `inversion`, `latents` or a `published` inversion."""
+    return path.name.lower().endswith(SUFFIXES[kind]) and RECOGNISED[kind](path)
+
+
 def keep(path: Path, save: Callable[[Path], None]) -> None:
     """Save a result, or else keep it in the system's folder for temporary files.
 
@@ -89,10 +99,6 @@ def keep(path: Path, save: Callable[[Path], None]) -> None:
         raise OSError(
             error.errno, f"{error.strerror}; the result was kept as {elsewhere}"
         ) from error
-
-
-def _recognised(path: Path, kind: str) -> bool:
-    return path.name.lower().endswith(SUFFIXES[kind]) and RECOGNISED[kind](path)
 
 
 def _is_in(path: Path, given: Path) -> bool:
@@ -127,4 +133,5 @@ RECOGNISED: dict[str, Callable[[Path], bool]] = {
     "picture": _is_picture,
     "inversion": lambda path: "inversion" in _header(path)[0],
     "latents": lambda path: _header(path)[1] == ["latents"],
+    "published": lambda path: set(_header(path)[1]) == {"uncond_embeddings", "x_t"},
 }

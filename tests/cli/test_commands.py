@@ -259,3 +259,15 @@ def test_float64_stays_float64(tmp_path: Path) -> None:
     arguments = ["invert", image, "--prompt", "a red cross on wood", "--dtype", "float64"]
     assert main([*arguments, "--method", "ddim", *FEW, "-o", str(path)]) == 0
     assert Inversion.load(path).latents.dtype == torch.float64
+
+
+def test_an_inversion_goes_to_other_programs_and_comes_back(saved: Path, tmp_path: Path) -> None:
+    theirs, back = tmp_path / "theirs.safetensors", tmp_path / "back.safetensors"
+    assert main(["convert", str(saved), "-o", str(theirs)]) == 0
+    assert main(["convert", str(theirs), "-o", str(back)]) == 2  # without a prompt
+    assert main(["convert", str(theirs), "--prompt", CAPTION, "-o", str(back)]) == 0
+    pictures = []
+    for inversion in (saved, back):
+        assert main(["reconstruct", str(inversion), "-o", str(tmp_path / "r.png")]) == 0
+        pictures.append((tmp_path / "r.png").read_bytes())
+    assert pictures[0] == pictures[1]
