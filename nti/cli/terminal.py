@@ -127,7 +127,7 @@ class Terminal:
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Have warnings and the library's log come here."""
-        handler = logging.StreamHandler(self.err)  # type: ignore[arg-type]
+        handler = logging.StreamHandler(self.err)
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger = logging.getLogger("nti")
         level = logger.level

@@ -118,9 +118,9 @@ class Inversion:
     def load(cls, path: str | Path) -> "Inversion":
         """Read an inversion onto the CPU. Raises InversionFileError for a file that is none."""
         header, tensors, weights = inversion_file.read(path)
-        words = {name: getattr(header, name) for name in WORDS}
+        fields: dict[str, Any] = {name: getattr(header, name) for name in WORDS} | tensors
         try:
-            return cls(**words, **tensors, weights=weights)
+            return cls(**fields, weights=weights)
         except ValueError as error:
             raise InversionFileError(f"{path}: not a saved inversion ({error})") from error
 
