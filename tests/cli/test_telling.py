@@ -205,15 +205,21 @@ def test_memory_that_is_not_there_is_one_line(
     assert capsys.readouterr().err == "nti: error: MemoryError\n"
 
 
-def test_threads_wait_without_spinning_unless_the_user_wants_them_to(
+def test_threads_spin_shortly_unless_the_user_wants_otherwise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")  # so that what is set below is taken back
+        monkeypatch.delenv(name)
     assert main(["align", "a cat", "a dog"]) == 0
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert os.environ["GOMP_SPINCOUNT"] == "1000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert main(["align", "a cat", "a dog"]) == 0
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     assert main(["align", "a cat", "a dog"]) == 0
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert "GOMP_SPINCOUNT" not in os.environ
 
 
 def test_the_command_line_imports_no_torch_before_it_sets_the_policy() -> None:
