@@ -257,7 +257,9 @@ def skeletons(
     """Return the three networks on the meta device: shapes without weights."""
     with torch.device("meta"):
         return {
-            "unet": UNet(config.unet, backend=backend, recompute=recompute),
+            "unet": UNet(
+                config.unet, schedule=config.schedule, backend=backend, recompute=recompute
+            ),
             "vae": VAE(config.vae),
             "text": TextEncoder(config.text),
         }
