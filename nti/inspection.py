@@ -27,6 +27,7 @@ def describe_file(path: Path) -> str:
         f"architecture: {config.name}, {unet.channels} channels x {unet.channel_multipliers},"
         f" context {unet.context_dim}, trained at {config.image_size} px,"
         f" default guidance {config.guidance_scale:g}"
+        + (", predicts v" if config.schedule.prediction == "v_prediction" else "")
     ]
     lines += [_describe_network(report) for report in reports]
     problems = [p for report in reports for p in (*report.problems, *not_finite(report))]

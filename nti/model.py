@@ -1,5 +1,6 @@
 """The three networks, the tokenizer and the schedule as one object, and how it is loaded."""
 
+import dataclasses
 import logging
 import re
 import warnings
@@ -23,7 +24,10 @@ from nti.networks.unet import UNet
 from nti.networks.vae import VAE
 from nti.sampling.schedule import Schedule
 from nti.weights_loader import (
+    CheckpointError,
+    Description,
     Layout,
+    described,
     network_files,
     read_metadata,
     read_networks,
@@ -190,7 +194,8 @@ def load_model(
 
     Args:
         checkpoint: a `.safetensors` file in the original SD v1 layout, or a directory in diffusers'
-            layout; the loader finds out which. None is the small embedded model.
+            layout; the loader finds out which, and whether the model predicts v. None is the small
+            embedded model.
         vae: a file or directory whose autoencoder replaces the checkpoint's.
         device: None: CUDA if there is any, else the CPU.
         dtype: what the UNet and the text encoder compute in; None: float16 on CUDA, float32
@@ -210,7 +215,8 @@ def load_model(
 
     Raises:
         CheckpointError: a file that is missing, is no safetensors file, is known to be something
-        else (SD 2.x, SDXL, inpainting, LoRA, pickle), or does not hold exactly these networks.
+        else (SD 2.x, SDXL, inpainting, LoRA, pickle), does not hold exactly these networks, or is
+        described by its metadata, its folders' JSON or a `.yaml` beside it as what cannot be built.
         ValueError: an unknown device, backend, `memory` or `execution`, or one that cannot be had.
 
     """
@@ -250,12 +256,32 @@ def load_model(
 def locate(
     checkpoint: str | Path | None, vae: str | Path | None = None
 ) -> tuple[dict[str, Path], ModelConfig]:
-    """Return the file of each network (`unet`, `vae`, `text`) and the configuration they have."""
+    """Return the file of each network (`unet`, `vae`, `text`) and the configuration they have.
+
+    Raises CheckpointError for files that are missing, are known to be another model's, or are
+    described as something that cannot be built.
+    """
     path = Path(checkpoint) if checkpoint is not None else embedded_checkpoint()
     files = network_files(path, Path(vae) if vae is not None else None)
     metadata = read_metadata(files["unet"])
-    config = ModelConfig.from_json(metadata[CONFIG_KEY]) if CONFIG_KEY in metadata else SD_V1
-    return files, config
+    config = SD_V1
+    if CONFIG_KEY in metadata:
+        what = f"{files['unet']}: metadata {CONFIG_KEY}"
+        try:
+            config = ModelConfig.from_json(metadata[CONFIG_KEY], what)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from None
+    return files, _honoured(config, described(path, files, dataclasses.asdict(config)))
+
+
+def _honoured(config: ModelConfig, said: Description) -> ModelConfig:
+    """Return the configuration with what is written beside the weights."""
+    vae = config.vae if said.scale is None else dataclasses.replace(config.vae, scale=said.scale)
+    try:
+        schedule = dataclasses.replace(config.schedule, **said.schedule)
+    except ValueError as error:
+        raise CheckpointError(f"{said.sources}: {error}") from None
+    return dataclasses.replace(config, vae=vae, schedule=schedule)
 
 
 def skeletons(
@@ -264,7 +290,9 @@ def skeletons(
     """Return the three networks on the meta device: shapes without weights."""
     with torch.device("meta"):
         return {
-            "unet": UNet(config.unet, backend=backend, recompute=recompute),
+            "unet": UNet(
+                config.unet, schedule=config.schedule, backend=backend, recompute=recompute
+            ),
             "vae": VAE(config.vae),
             "text": TextEncoder(config.text),
         }

@@ -30,12 +30,13 @@ def single_file(
     text_layout: int = 0,
     extra: dict[str, Tensor] | None = None,
     without: str = " ",
+    metadata: dict[str, str] | None = None,
 ) -> Path:
     """Write a whole checkpoint in the original layout, but the keys that begin with `without`."""
     tensors = spelled(model, "unet") | spelled(model, "vae")
     tensors |= spelled(model, "text", text_layout)
     kept = {k: v.to(dtype) for k, v in tensors.items() if not k.startswith(without)}
-    save_file({**kept, **(extra or {})}, path)
+    save_file({**kept, **(extra or {})}, path, metadata)
     return path
 
 
@@ -58,3 +59,11 @@ def directory(
         tensors = {k: v.to(dtype) for k, v in spelled(model, network, layout).items()}
         save_file(tensors, path / folder / f"{stem}{variant}.safetensors")
     return path
+
+
+def assert_same(model: StableDiffusion, expected: StableDiffusion) -> None:
+    """Compare all weights exactly."""
+    for name in NETWORKS:
+        ours, theirs = (getattr(m, name).state_dict() for m in (model, expected))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)

@@ -49,6 +49,12 @@ SD_LIKE = dataclasses.replace(
 """As many levels and blocks as SD v1."""
 
 
+V_TINY = dataclasses.replace(
+    TINY, schedule=dataclasses.replace(TINY.schedule, prediction="v_prediction")
+)
+"""Its UNet predicts v."""
+
+
 def make_model(
     config: ModelConfig = TINY,
     dtype: torch.dtype = torch.float64,
@@ -58,7 +64,7 @@ def make_model(
 ) -> StableDiffusion:
     """Random weights, the same in every run, frozen; attention differs between tokens."""
     torch.manual_seed(0)
-    unet = UNet(config.unet, backend=backend, recompute=recompute)
+    unet = UNet(config.unet, schedule=config.schedule, backend=backend, recompute=recompute)
     networks = unet, VAE(config.vae), TextEncoder(config.text)
     for network in networks:
         for name, parameter in network.named_parameters():

@@ -2,7 +2,9 @@
 ways.
 """
 
-from nti.weights_loader.files import CheckpointError, network_files, read_metadata
+from nti.weights_loader.checkpoint_file import CheckpointError, read_metadata
+from nti.weights_loader.descriptions import Description, described
+from nti.weights_loader.files import network_files
 from nti.weights_loader.layouts import Layout, text_layouts, unet_layouts, vae_layouts
 from nti.weights_loader.load import (
     NetworkReport,
@@ -14,8 +16,10 @@ from nti.weights_loader.load import (
 
 __all__ = [
     "CheckpointError",
+    "Description",
     "Layout",
     "NetworkReport",
+    "described",
     "examine",
     "network_files",
     "not_finite",

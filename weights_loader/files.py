@@ -1,23 +1,13 @@
-"""Where the three networks stand: one file, or the folders of a diffusers directory; and what the
-header of such a file says.
-"""
+"""Where the three networks stand: one file, or the folders of a diffusers directory."""
 
-import json
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from nti.weights_loader.checkpoint_file import CheckpointError
 from nti.weights_loader.recognise import PICKLE_SUFFIXES, pickle_message
-from safetensors import SafetensorError, safe_open
 
-__all__ = [
-    "NETWORKS",
-    "CheckpointError",
-    "TensorHeader",
-    "network_files",
-    "read_header",
-    "read_metadata",
-]
+__all__ = ["NETWORKS", "network_files"]
 
 NETWORKS = ("unet", "vae", "text")
 
@@ -27,22 +17,16 @@ FOLDERS = {"unet": "unet", "vae": "vae", "text": "text_encoder"}
 STEMS = ("diffusion_pytorch_model", "model", "diffusion_pytorch_model.fp16", "model.fp16")
 """The files in them, the full-precision one first where both are there."""
 
+INDEX_ENDS = (".index.json", ".index.fp16.json", ".fp16.index.json")
+"""After `.safetensors`, of the index of a network in several files, as transformers and diffusers
+spell it."""
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be loaded; the message lists what is wrong with it."""
-
-
-@dataclass(frozen=True)
-class TensorHeader:
-    """What a file's header says of one tensor."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    """As safetensors spells it: `F32`, `F16`, `BF16`, ..."""
+PICKLED_WEIGHTS = re.compile(r"(diffusion_)?(pytorch_)?model\b.*\.bin")
+"""The names of a network's weights, in one file or in several."""
 
 
 def network_files(checkpoint: Path, vae: Path | None = None) -> dict[str, Path]:
-    """Return the file of each network: `unet`, `vae`, `text`.
+    """Return the file of each network, or its index of several: `unet`, `vae`, `text`.
 
     Args:
         checkpoint: a `.safetensors` file, or a directory in diffusers' layout.
@@ -50,8 +34,7 @@ def network_files(checkpoint: Path, vae: Path | None = None) -> dict[str, Path]:
             looked for.
 
     Raises:
-        CheckpointError: something is missing or no safetensors file, or a directory whose scheduler
-        says that the model does not predict the noise.
+        CheckpointError: something is missing or no safetensors file.
 
     """
     given = {} if vae is None else {"vae": _vae_file(vae) if vae.is_dir() else vae}
@@ -69,14 +52,6 @@ def _directory_files(directory: Path, networks: Sequence[str]) -> dict[str, Path
             f"{directory}: got Stable Diffusion XL (there is a text_encoder_2), expected"
             f" Stable Diffusion v1"
         )
-    scheduler = directory / "scheduler" / "scheduler_config.json"
-    if scheduler.is_file():
-        prediction = json.loads(scheduler.read_text("utf-8")).get("prediction_type", "epsilon")
-        if prediction != "epsilon":
-            raise CheckpointError(
-                f"{directory}: got a model that predicts {prediction!r} by its scheduler's"
-                f" configuration, expected 'epsilon', the noise, as Stable Diffusion v1 does"
-            )
     return {network: _folder_file(directory / FOLDERS[network]) for network in networks}
 
 
@@ -87,47 +62,18 @@ def _vae_file(directory: Path) -> Path:
 
 def _folder_file(folder: Path) -> Path:
     names = [f"{stem}.safetensors" for stem in STEMS]
-    for name in names:
+    indices = [f"{stem}.safetensors{end}" for end in INDEX_ENDS for stem in STEMS[:2]]
+    for name in (*names, *indices):
         if (folder / name).is_file():
             return folder / name
     pickles = [p for p in sorted(folder.glob("*")) if p.suffix in PICKLE_SUFFIXES]
     if pickles:
-        raise CheckpointError(pickle_message(pickles[0]))
+        weights = [p for p in pickles if PICKLED_WEIGHTS.fullmatch(p.name)]
+        full = [p for p in weights if ".fp16" not in p.name]
+        name = names[1] if folder.name == FOLDERS["text"] else names[0]
+        raise CheckpointError(pickle_message(full or weights or pickles[:1], name))
     got = ", ".join(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else "no folder"
     raise CheckpointError(
         f"{folder}: got {got or 'nothing'}, expected one of {', '.join(names)}"
         f" (diffusers' layout), or give a single .safetensors file"
     )
-
-
-def open_file(path: Path) -> safe_open:
-    """Map a safetensors file; CheckpointError where there is none or it is none."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; expected a .safetensors checkpoint")
-    if path.suffix in PICKLE_SUFFIXES:
-        raise CheckpointError(pickle_message(path))
-    try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{path}: not a safetensors file ({error}); if it was downloaded, it may be cut short"
-        ) from error
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """Return the file's metadata, empty where it has none.
-
-    Raises CheckpointError where there is no such file or it is no safetensors file.
-    """
-    with open_file(path) as file:
-        return dict(file.metadata() or {})
-
-
-def read_header(path: Path) -> dict[str, TensorHeader]:
-    """Return shape and dtype of every tensor, without reading one. Raises CheckpointError."""
-    with open_file(path) as file:
-        names: list[str] = file.keys()
-        slices = {name: file.get_slice(name) for name in names}
-        return {
-            key: TensorHeader(tuple(s.get_shape()), str(s.get_dtype())) for key, s in slices.items()
-        }

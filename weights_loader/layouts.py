@@ -18,7 +18,11 @@ __all__ = [
     "vae_layouts",
 ]
 
+CLIP = ("logit_scale", "text_projection", "text_projection.", "vision_model.", "visual_projection.")
+"""What a whole CLIP holds beside the states of its text tower."""
+
 IGNORED = (
+    "v_pred",
     "model_ema.",
     "betas",
     "alphas_cumprod",
@@ -38,13 +42,15 @@ IGNORED = (
     "global_step",
     "denoiser.",
     "embedding_manager.",
-    "cond_stage_model.logit_scale",
-    "cond_stage_model.text_projection",
-    "cond_stage_model.transformer.logit_scale",
-    "cond_stage_model.transformer.text_projection.",
+    *(
+        f"{root}{name}"
+        for root in ("", "cond_stage_model.", "cond_stage_model.transformer.")
+        for name in CLIP
+    ),
 )
 """Keys that hold no weights of the three networks (beginnings, if they end in a dot): schedule
-buffers, moving averages, and what trainers and converters leave behind."""
+buffers, moving averages, what trainers and converters leave behind, and the key that marks a model
+as one that predicts v (see `nti.weights_loader.descriptions`)."""
 
 
 @dataclass(frozen=True)
@@ -91,18 +97,28 @@ def unet_layouts(
 
 
 def vae_layouts(multipliers: Sequence[int], res_blocks: int) -> tuple[Layout, ...]:
-    """Autoencoder: in a whole checkpoint, alone, or as diffusers writes it and used to."""
-    rows = tuple(sd_v1.vae_table(multipliers, res_blocks))
+    """Autoencoder: in a whole checkpoint, alone, or as diffusers writes it and used to.
+
+    Converters of diffusers' files used to leave newer names in the attention of the original
+    layout, and its weights linear.
+    """
+    rows, mixed = (
+        tuple(sd_v1.vae_table(multipliers, res_blocks, names))
+        for names in (sd_v1.ATTENTION, diffusers_v1.ATTENTION)
+    )
     ignored = ("loss.",)
+    prefix = sd_v1.PREFIXES["vae"]
     new, old = (
         tuple(diffusers_v1.vae_table(multipliers, res_blocks, names))
         for names in (diffusers_v1.ATTENTION, diffusers_v1.OLD_ATTENTION)
     )
     return (
-        Layout("original", sd_v1.PREFIXES["vae"], rows, ignored),
+        Layout("original", prefix, rows, ignored),
         Layout("original, the autoencoder alone", "", rows, ignored),
         Layout("diffusers", "", new),
         Layout("diffusers, old attention names", "", old),
+        Layout("original, diffusers' attention names", prefix, mixed, ignored),
+        Layout("original, diffusers' attention names, the autoencoder alone", "", mixed, ignored),
     )
 
 

@@ -10,15 +10,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from nti.weights_loader.files import CheckpointError, TensorHeader, open_file, read_header
+from nti.weights_loader.checkpoint_file import (
+    CheckpointError,
+    TensorHeader,
+    open_file,
+    read_header,
+)
 from nti.weights_loader.layouts import Layout, choose, is_ignored
-from nti.weights_loader.recognise import what_else
+from nti.weights_loader.sd_v1 import PREFIXES
 from torch import Tensor
 
 __all__ = ["NetworkReport", "examine", "not_finite", "problems_of", "read_networks"]
 
 ROOTS = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text": "cond_stage_model."}
 """What all keys of a network begin with in a whole checkpoint."""
+
+EMA = "model_ema."
+"""What the keys of the UNet's moving averages begin with."""
 
 SHOWN = 10
 """Offenders listed in one error."""
@@ -61,14 +69,10 @@ def examine(
         One report a network; unknown keys of a file are problems of its first network.
 
     Raises:
-        CheckpointError: a file that is missing, is no safetensors file, or is recognised as
-        something other than a Stable Diffusion v1 checkpoint.
+        CheckpointError: a file that is missing or is no safetensors file.
 
     """
     headers = {path: read_header(path) for path in dict.fromkeys(files.values())}
-    for path, header in headers.items():
-        if other := what_else({key: tensor.shape for key, tensor in header.items()}):
-            raise CheckpointError(f"{path}: {other}")
     chosen = {name: choose(layouts[name], headers[path]) for name, path in files.items()}
     reports = []
     strangers = {path: _unknown(path, files, header, chosen) for path, header in headers.items()}
@@ -181,7 +185,10 @@ def _check(
 ) -> list[str]:
     """Return what is missing, misshapen or of a type that holds no weights."""
     if layout is None:
-        return [f"missing the whole network; expected keys such as {usual.source_keys()[0]}"]
+        averages = usual.prefix == PREFIXES["unet"] and any(k.startswith(EMA) for k in header)
+        found = f"got EMA weights alone ({EMA}*), " if averages else ""
+        first = usual.source_keys()[0]
+        return [f"missing the whole network; {found}expected keys such as {first}"]
     problems = []
     for row in layout.rows:
         keys = [layout.prefix + source for source in row[0]]
@@ -195,7 +202,9 @@ def _check(
 def _misfit(tensors: Sequence[TensorHeader], expected: torch.Size) -> str | None:
     """Say what is wrong with the tensors of one row, or None."""
     first = tensors[0].shape
-    got = (sum(t.shape[0] for t in tensors), *first[1:]) if len(tensors) > 1 else first
+    got = first
+    if len(tensors) > 1 and all(t.shape for t in tensors):
+        got = (sum(t.shape[0] for t in tensors), *first[1:])
     if _squeezed(got) != _squeezed(expected) or any(t.shape[1:] != first[1:] for t in tensors):
         return f"got shape {got}, expected {tuple(expected)}"
     strange = [t.dtype for t in tensors if t.dtype not in FLOATING]

@@ -2,7 +2,9 @@
 names and shapes of its tensors.
 """
 
-from collections.abc import Mapping
+import re
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 __all__ = ["PICKLE_SUFFIXES", "pickle_message", "what_else"]
@@ -36,16 +38,26 @@ def what_else(shapes: Shapes) -> str | None:
     return None if found is None else f"got {found}, {WANTED}"
 
 
-def pickle_message(path: Path) -> str:
-    """Say why a pickle is not read, and how to convert it where that is safe."""
-    target = path.with_suffix(".safetensors").name
+def pickle_message(paths: Sequence[Path], target: str) -> str:
+    """Say why pickles are not read, and how to convert them where that is safe.
+
+    Args:
+        paths: one network's or checkpoint's, in one folder.
+        target: the name in that folder under which the loader looks for what they hold.
+
+    """
+    code = (
+        "import torch; from safetensors.torch import save_file;"
+        " load = lambda f: torch.load(f, map_location='cpu', weights_only=True);"
+        f" parts = [load(f) for f in {[path.name for path in paths]}];"
+        " save_file({k: v.contiguous().clone() for p in parts"
+        f" for k, v in p.get('state_dict', p).items() if torch.is_tensor(v)}}, {target!r})"
+    )
+    # Double quotes are right for every shell, but not around every name.
+    quoted = shlex.quote(code) if re.search(r'["$`\\!%]', code) else f'"{code}"'
     return (
-        f"{path}: got a pickle, which is never unpickled here because loading one can run any code"
-        f' in it; expected .safetensors: convert it by python -c "import torch;'
-        f" from safetensors.torch import save_file;"
-        f" s = torch.load('{path.name}', map_location='cpu', weights_only=True);"
-        f" save_file({{k: v.clone() for k, v in s.get('state_dict', s).items()"
-        f" if torch.is_tensor(v)}}, '{target}')\""
+        f"{paths[0]}: got a pickle, which is never unpickled here because loading one can run any"
+        f" code in it; expected .safetensors: in its folder, convert it by python -c {quoted}"
     )
 
 
@@ -80,8 +92,8 @@ def _of_another_architecture(shapes: Shapes) -> str | None:
     channels = _dimension(shapes, UNET_IN, 1)
     if channels in OTHER_INPUTS:
         return f"{OTHER_INPUTS[channels]} ({channels} input channels instead of 4)"
-    if "v_pred" in shapes:
-        return "a v-prediction model (its UNet does not predict the noise)"
+    if "ztsnr" in shapes:
+        return "a model of zero terminal signal-to-noise ratio (key 'ztsnr'), another schedule"
     return None
 
 

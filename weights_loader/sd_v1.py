@@ -10,6 +10,7 @@ multipliers, because the layout numbers its blocks in one run: SD v1 is `unet_ta
 from collections.abc import Iterator, Sequence
 
 __all__ = [
+    "ATTENTION",
     "PREFIXES",
     "Row",
     "layer_rows",
@@ -28,6 +29,9 @@ PREFIXES = {
 }
 """Where each network's keys stand in a checkpoint."""
 
+ATTENTION = ("q", "k", "v", "proj_out")
+"""The autoencoder's q, k, v and output projection."""
+
 
 def layer_rows(source: str, target: str) -> Iterator[Row]:
     """Rows of a layer with weight and bias."""
@@ -40,12 +44,16 @@ def _projection(source: str, target: str) -> Iterator[Row]:
     yield (f"{source}.weight",), f"{target}.weight"
 
 
-def vae_table(multipliers: Sequence[int], res_blocks: int) -> list[Row]:
+def vae_table(
+    multipliers: Sequence[int], res_blocks: int, attention: Sequence[str] = ATTENTION
+) -> list[Row]:
     """Autoencoder: `res_blocks` residual blocks a level in the encoder, one more in the decoder."""
-    return list(_vae_rows(tuple(multipliers), res_blocks))
+    return list(_vae_rows(tuple(multipliers), res_blocks, attention))
 
 
-def _vae_rows(multipliers: tuple[int, ...], res_blocks: int) -> Iterator[Row]:
+def _vae_rows(
+    multipliers: tuple[int, ...], res_blocks: int, attention: Sequence[str]
+) -> Iterator[Row]:
     coarsest = len(multipliers) - 1
     yield from layer_rows("quant_conv", "encoder.to_moments")
     yield from layer_rows("post_quant_conv", "decoder.from_latent")
@@ -53,10 +61,8 @@ def _vae_rows(multipliers: tuple[int, ...], res_blocks: int) -> Iterator[Row]:
         yield from layer_rows(f"{side}.conv_in", f"{side}.conv_in")
         yield from _vae_res(f"{side}.mid.block_1", f"{side}.middle.res_1", skip=False)
         yield from layer_rows(f"{side}.mid.attn_1.norm", f"{side}.middle.attention.norm")
-        yield from layer_rows(f"{side}.mid.attn_1.q", f"{side}.middle.attention.to_q")
-        yield from layer_rows(f"{side}.mid.attn_1.k", f"{side}.middle.attention.to_k")
-        yield from layer_rows(f"{side}.mid.attn_1.v", f"{side}.middle.attention.to_v")
-        yield from layer_rows(f"{side}.mid.attn_1.proj_out", f"{side}.middle.attention.to_out")
+        for source, name in zip(attention, ("to_q", "to_k", "to_v", "to_out"), strict=True):
+            yield from layer_rows(f"{side}.mid.attn_1.{source}", f"{side}.middle.attention.{name}")
         yield from _vae_res(f"{side}.mid.block_2", f"{side}.middle.res_2", skip=False)
         yield from layer_rows(f"{side}.norm_out", f"{side}.norm_out")
         yield from layer_rows(f"{side}.conv_out", f"{side}.conv_out")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from nti.config import UNetConfig
+from nti.config import ScheduleConfig, UNetConfig
 from nti.kernels.backend import check_backend
 from nti.networks.attention import CrossAttention, SelfAttention
 from nti.networks.control import AttentionControl, MapHook, Site
@@ -245,15 +245,22 @@ class UNet(nn.Module):
     """The denoiser: `down`, `middle`, `up`, with a skip from every block down to one up.
 
     Who computes it is fixed here: `backend` as in `nti.kernels.backend`, and whether blocks are run
-    again in the backward pass (`recompute`) instead of kept.
+    again in the backward pass (`recompute`) instead of kept. `schedule` says what its output is;
+    None: the noise.
     """
 
     def __init__(
-        self, config: UNetConfig, *, backend: str = "reference", recompute: bool = False
+        self,
+        config: UNetConfig,
+        *,
+        schedule: ScheduleConfig | None = None,
+        backend: str = "reference",
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         check_backend(backend)
-        self.config, self.backend, self.recompute = config, backend, recompute
+        self.config, self.schedule = config, schedule
+        self.backend, self.recompute = backend, recompute
         widths, levels = config.level_channels, range(len(config.level_channels))
         self.time_embedding = TimeEmbedding(config.channels, backend)
         self.conv_in = Conv2d(
@@ -281,7 +288,7 @@ class UNet(nn.Module):
         control: AttentionControl | None = None,
         hook: MapHook | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Predict the noise.
+        """Predict the noise, or v where `schedule` says so (see `nti.sampling.step.noise`).
 
         Args:
             latent: z_t (B, 4, h, w), in the weights' dtype.
@@ -291,8 +298,8 @@ class UNet(nn.Module):
             hook: what sees and may change full maps, or None (the working path: no map in memory).
 
         Returns:
-            eps (B, 4, h, w), and the word maps (R, W, h', w') that the control asked for, averaged
-            over heads and over the sites of `config.word_map_level`, or None.
+            eps or v (B, 4, h, w), and the word maps (R, W, h', w') that the control asked for,
+            averaged over heads and over the sites of `config.word_map_level`, or None.
 
         """
         conditioning = Conditioning(
@@ -305,13 +312,15 @@ class UNet(nn.Module):
         x = self.middle(x, conditioning)
         for level in self.up:
             x = level(x, skips, conditioning)
-        eps: Tensor = self.conv_out(self.norm_out(x))
-        return eps, _mean(conditioning.word_maps)
+        predicted: Tensor = self.conv_out(self.norm_out(x))
+        return predicted, _mean(conditioning.word_maps)
 
     def with_backend(self, backend: str) -> "UNet":
         """Return the same network, on the same weights, computed by another backend."""
         with torch.device("meta"):
-            other = UNet(self.config, backend=backend, recompute=self.recompute)
+            other = UNet(
+                self.config, schedule=self.schedule, backend=backend, recompute=self.recompute
+            )
         other.load_state_dict(self.state_dict(), assign=True)
         for ours, theirs in zip(self.parameters(), other.parameters(), strict=True):
             theirs.requires_grad_(ours.requires_grad)

@@ -9,17 +9,48 @@ from torch import Tensor
 
 from nti.config import ScheduleConfig
 
-__all__ = ["Schedule", "StepCoefficients", "alpha_bars", "ddim_inverse_step", "ddim_step"]
+__all__ = [
+    "Schedule",
+    "StepCoefficients",
+    "alpha_bars",
+    "ddim_inverse_step",
+    "ddim_step",
+    "noise_of_velocity",
+]
 
 
-def alpha_bars(config: ScheduleConfig) -> Tensor:
+def alpha_bars(config: ScheduleConfig, device: torch.device | None = None) -> Tensor:
     """alpha_bar_t, the product of (1 - beta) up to t, for every training step: (train_steps,)
     float64.
     """
-    root = torch.linspace(
-        config.beta_start**0.5, config.beta_end**0.5, config.train_steps, dtype=torch.float64
+    power = 0.5 if config.beta_schedule == "scaled_linear" else 1.0
+    spaced = torch.linspace(
+        config.beta_start**power,
+        config.beta_end**power,
+        config.train_steps,
+        dtype=torch.float64,
+        device=device,
     )
-    return torch.cumprod(1.0 - root.square(), dim=0)
+    return torch.cumprod(1.0 - spaced ** (1 / power), dim=0)
+
+
+def noise_of_velocity(
+    velocity: Tensor, latent: Tensor, timestep: Tensor, config: ScheduleConfig
+) -> Tensor:
+    """Return eps = sqrt(alpha_bar_t) v + sqrt(1 - alpha_bar_t) z_t (Salimans and Ho 2022, arXiv
+    2202.00512, appendix D), (B, 4, h, w).
+
+    Args:
+        velocity: v (B, 4, h, w), in the latent's dtype.
+        latent: z_t (B, 4, h, w), float32 or float64.
+        timestep: t (B,) int64.
+        config: of the process that v was learnt along.
+
+    """
+    # Made anew each time, where the step runs: a table kept with the weights would be rounded with
+    # them to half precision.
+    alpha_bar = alpha_bars(config, latent.device)[timestep][:, None, None, None]
+    return alpha_bar.sqrt().to(latent) * velocity + (1 - alpha_bar).sqrt().to(latent) * latent
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nti.networks.control import AttentionControl, MapHook
 from nti.networks.unet import UNet
-from nti.sampling.schedule import Schedule, StepCoefficients, ddim_step
+from nti.sampling.schedule import Schedule, StepCoefficients, ddim_step, noise_of_velocity
 from nti.vjp import vjp
 
 __all__ = [
@@ -63,14 +63,19 @@ def controlled_noise(
 ) -> tuple[Tensor, Tensor | None]:
     """Like `noise` under control; also returns the word maps (R, W, h', w') that it asks for.
 
+    Here alone a v-prediction becomes eps, outside of the network and in the latent's precision.
     `hook` sees full attention maps: see `nti.networks.control.MapHook`.
     """
     dtype = unet.conv_in.weight.dtype
     t = timestep.to(latent.device).expand(latent.shape[0])
-    eps, maps = unet(latent.to(dtype), t, context.to(dtype), control, hook)
+    predicted, maps = unet(latent.to(dtype), t, context.to(dtype), control, hook)
     # The network's own layout would go on into the latents: one that was saved and read again,
     # which is contiguous, would then be computed with other roundings.
-    return eps.to(latent.dtype).contiguous(), maps
+    predicted = predicted.to(latent.dtype).contiguous()
+    process = unet.schedule
+    if process is None or process.prediction == "epsilon":
+        return predicted, maps
+    return noise_of_velocity(predicted, latent, t, process), maps
 
 
 def guided_noise(eps_uncond: Tensor, eps_cond: Tensor, guidance_scale: float | Tensor) -> Tensor:
