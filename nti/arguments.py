@@ -6,11 +6,22 @@ does not fit is a ValueError that says in one line what was got and what was exp
 
 import math
 from collections.abc import Iterable, Sequence
+from ctypes import c_float
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
-__all__ = ["a_choice", "a_number", "a_text", "a_whole_number", "an_instance", "shown", "texts"]
+__all__ = [
+    "a_callable",
+    "a_choice",
+    "a_number",
+    "a_text",
+    "a_whole_number",
+    "an_instance",
+    "shown",
+    "texts",
+]
 
+Called = TypeVar("Called")
 Kind = TypeVar("Kind")
 
 SHOWN = 100
@@ -81,6 +92,13 @@ def texts(name: str, values: object) -> tuple[str, ...]:
     return tuple(a_text(f"{name}[{i}]", each) for i, each in enumerate(values))
 
 
+def a_callable(name: str, value: Called) -> Called:
+    """Return what can be called, or None."""
+    if value is not None and not callable(value):
+        raise ValueError(f"{name}: got {shown(value)}, expected a function or None")
+    return value
+
+
 def an_instance(name: str, value: object, kind: type[Kind]) -> Kind:
     """Return an object of a class."""
     if not isinstance(value, kind):
@@ -90,8 +108,19 @@ def an_instance(name: str, value: object, kind: type[Kind]) -> Kind:
 
 def _own(value: Any) -> object:
     """Return the number that an array or tensor without dimensions holds; all else as it is."""
-    scalar = getattr(value, "shape", None) == () and hasattr(value, "item")
-    return value.item() if scalar else value
+    if getattr(value, "shape", None) != () or not hasattr(value, "item"):
+        return value
+    number = value.item()
+    return _decimal(number) if isinstance(number, float) else number
+
+
+def _decimal(number: float) -> float:
+    """Return the shortest decimal that float32 rounds to a number: 0.7 of 50 steps is 35, not 34.
+
+    A number that is not of float32 stays as it is.
+    """
+    near = (float(f"{number:.{digits}g}") for digits in range(6, 9))
+    return next((x for x in near if c_float(x).value == number), number)
 
 
 def _range(low: float, high: float) -> str:

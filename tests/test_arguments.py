@@ -84,3 +84,13 @@ def test_strings_are_taken() -> None:
 def test_a_long_value_is_cut_and_its_lines_joined() -> None:
     assert shown(np.eye(2)) == "array([[1., 0.], [0., 1.]])"
     assert len(shown("x" * 10**6)) < 110
+
+
+@pytest.mark.parametrize("value", [0.1, 0.7, 0.8, 1e-4, 7.5, 1 / 3, 3.4028235e38, 65504.0])
+def test_a_decimal_in_float32_is_the_decimal_that_was_written(value: float) -> None:
+    for scalar in (np.float32(value), torch.tensor(value)):
+        number = a_number("x", scalar)
+        assert np.float32(number) == np.float32(value), "nothing is lost"
+        assert len(repr(number)) <= len(repr(float(np.float32(value))))
+    assert a_number("x", np.float64(value)) == a_number("x", value) == value
+    assert int(a_number("x", np.float32(0.7)) * 50) == 35
