@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 ROOMS = (
-    ("nti.config", "nti.vjp", "nti.errors", "nti.files", "nti.fingerprint"),
+    ("nti.config", "nti.vjp", "nti.errors", "nti.arguments", "nti.files", "nti.fingerprint"),
     ("nti.networks",),
     ("nti.sampling",),
     ("nti.execution",),

@@ -17,6 +17,7 @@ import regex  # type: ignore[import-untyped]  # it ships no types
 import torch
 from torch import Tensor
 
+from nti.arguments import a_choice, a_text, an_instance
 from nti.networks.tokenizer import TokenizedPrompt, clean
 
 __all__ = [
@@ -110,8 +111,9 @@ def align(mode: str, source: TokenizedPrompt, target: TokenizedPrompt) -> Alignm
 
     ValueError for another mode, or for prompts that it does not fit.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode: got {mode!r}, expected one of {', '.join(MODES)}")
+    mode = a_choice("mode", mode, MODES)
+    for name, prompt in (("source", source), ("target", target)):
+        an_instance(name, prompt, TokenizedPrompt)
     if mode == "auto":
         mode = choose_mode(source, target)
         logger.info("mode: %s for %r", mode, target.text)
@@ -178,7 +180,7 @@ def _tokens_in(prompt: TokenizedPrompt, start: int, end: int) -> tuple[int, ...]
 
 def _occurrences(prompt: TokenizedPrompt, phrase: str) -> Iterator[tuple[int, int]]:
     """Yield the spans of a phrase in the prompt's text whose ends lie inside no word."""
-    phrase = clean(phrase)
+    phrase = clean(a_text("word", phrase))
     inside = {
         i for found in _WORD.finditer(prompt.text) for i in range(found.start() + 1, found.end())
     }

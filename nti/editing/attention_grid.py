@@ -3,6 +3,7 @@
 from PIL import Image
 from torch import Tensor
 
+from nti.arguments import a_whole_number
 from nti.contact_sheet import contact_sheet, heat_image
 from nti.editing.alignment import words_of
 from nti.editing.attention_maps import (
@@ -11,10 +12,10 @@ from nti.editing.attention_maps import (
     self_attention_components,
 )
 from nti.editing.plan import EditPlan
+from nti.editing.prompt_to_prompt import check_objects
 from nti.errors import Callback
 from nti.image import to_pil
 from nti.inversion.inversion import Inversion
-from nti.inversion.sampling import check_model
 from nti.model import StableDiffusion
 
 __all__ = ["attention_grid", "component_grid"]
@@ -68,9 +69,9 @@ def component_grid(
     Each is drawn from its smallest value to its largest. The arguments and errors are those of
     `average_attention` and `self_attention_components`.
     """
-    check_model(model, inversion)
-    at = model.config.unet.word_map_level if level is None else level
-    check_count(count, inversion.latents[0, 0].numel() // 4**at)  # before the work
+    check_objects(model, inversion)
+    at = model.config.unet.word_map_level if level is None else a_whole_number("level", level, 0)
+    count = check_count(count, inversion.latents[0, 0].numel() // 4**at)  # before the work
     maps = average_attention(
         model, inversion, kind="self", level=level, places=places, block=block, callback=callback
     )

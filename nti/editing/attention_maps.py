@@ -7,12 +7,12 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from nti.arguments import a_text, a_whole_number, an_instance, texts
 from nti.config import UNetConfig
 from nti.editing.plan import EditPlan
-from nti.editing.prompt_to_prompt import edit_latents
+from nti.editing.prompt_to_prompt import check_objects, edit_latents
 from nti.errors import Callback, check_finite, report
 from nti.inversion.inversion import Inversion
-from nti.inversion.sampling import check_model
 from nti.model import StableDiffusion
 from nti.networks.control import Site
 from nti.sampling.step import controlled_noise
@@ -55,11 +55,13 @@ def average_attention(
         Stopped: by the callback.
 
     """
-    check_model(model, inversion)
+    check_objects(model, inversion)
     config = model.config.unet
-    level = config.word_map_level if level is None else level
-    edits = 0 if plan is None else len(plan.prompts)
-    hook = _MapAverage(kind, level, tuple(places), block, 1 + edits)
+    level = config.word_map_level if level is None else a_whole_number("level", level)
+    block = None if block is None else a_whole_number("block", block)
+    edits = 0 if plan is None else len(an_instance("plan", plan, EditPlan).prompts)
+    where = a_text("kind", kind), level, texts("places", places), block
+    hook = _MapAverage(*where, 1 + edits)
     _check_sites(config, hook)
     if plan is None:
         _replay(model, inversion, hook, callback)
@@ -85,20 +87,21 @@ def self_attention_components(maps: Tensor, count: int) -> Tensor:
         ValueError: another shape, or more components than positions.
 
     """
-    height, width = maps.shape[:2]
-    if maps.ndim != 3 or maps.shape[2] != height * width:
-        raise ValueError(f"maps: got {tuple(maps.shape)}, expected (h, w, h * w)")
-    check_count(count, height * width)
+    shape = tuple(an_instance("maps", maps, Tensor).shape)
+    if len(shape) != 3 or shape[2] != shape[0] * shape[1]:
+        raise ValueError(f"maps: got {shape}, expected (h, w, h * w)")
+    height, width, positions = shape
+    count = check_count(count, positions)
+    check_finite(maps, "maps", maps.dtype)
     rows = maps.flatten(0, 1).double()
     centred = rows - rows.mean(dim=1, keepdim=True)
     components: Tensor = torch.linalg.svd(centred).Vh[:count]
     return components.view(count, height, width).to(maps.dtype)
 
 
-def check_count(count: int, positions: int) -> None:
-    """Raise ValueError unless there are so many components of maps among so many positions."""
-    if not 1 <= count <= positions:
-        raise ValueError(f"components: got {count}, expected 1 to {positions}, the positions")
+def check_count(count: int, positions: int) -> int:
+    """Return how many components; ValueError for more than there are positions, or none."""
+    return a_whole_number("components", count, 1, positions, ", the positions")
 
 
 @dataclass(eq=False)

@@ -8,13 +8,14 @@ equalizer c (reweight) and the step's per-token window a_t in {0, 1}:
     A_t = M diag(c a_t)        b_t = c a_t k + (1 - a_t)
 """
 
-import math
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from nti.arguments import a_number, a_text, shown
 from nti.editing.alignment import Alignment, has_word, token_positions
 from nti.networks.control import AttentionControl, Fold
 from nti.networks.tokenizer import TokenizedPrompt
@@ -37,17 +38,22 @@ CrossWindow = Window | Mapping[str, Window]
 
 DEFAULT = "default_"
 
+EXAMPLE = "a factor for each word, such as {'tiger': 2.0}"
+
 
 def _bounds(window: Window, count: int, name: str) -> tuple[int, int]:
     """Turn a window into [first, past the last) steps; ValueError if it leaves [0, 1]."""
-    pair = window if isinstance(window, tuple) else (0.0, window)
-    numbers = all(isinstance(x, int | float) for x in pair)
-    if len(pair) != 2 or not numbers or not 0.0 <= pair[0] <= pair[1] <= 1.0:
-        raise ValueError(
-            f"{name}: got {window!r}, expected a number in [0, 1]"
-            f" or (start, end) with 0 <= start <= end <= 1"
+    with contextlib.suppress(ValueError):  # of another number of numbers, too
+        start, end = (
+            a_number(name, x, 0.0, 1.0)
+            for x in (window if isinstance(window, tuple) else (0.0, window))
         )
-    return int(pair[0] * count), int(pair[1] * count)
+        if start <= end:
+            return int(start * count), int(end * count)
+    raise ValueError(
+        f"{name}: got {shown(window)}, expected a number in [0, 1]"
+        f" or (start, end) with 0 <= start <= end <= 1"
+    )
 
 
 def self_window(window: Window, steps: int) -> tuple[int, int]:
@@ -68,7 +74,7 @@ def cross_windows(
     for word in dict.fromkeys(
         w for window in windows if isinstance(window, Mapping) for w in window
     ):
-        if word != DEFAULT:
+        if a_text("cross_replace", word) != DEFAULT:
             _require_somewhere(word, windows, prompts)
     for edit, (window, prompt) in enumerate(zip(windows, prompts, strict=True)):
         words = dict(window) if isinstance(window, Mapping) else {DEFAULT: window}
@@ -91,15 +97,28 @@ def equalizer(
     ValueError for a factor that is not finite, or a word that no edit that weighs it has.
     """
     c = torch.ones(len(prompts), len(prompts[0].ids), dtype=torch.float64)
-    for word in dict.fromkeys(w for words in factors if words for w in words):
-        _require_somewhere(word, factors, prompts)
-    for edit, (words, prompt) in enumerate(zip(factors, prompts, strict=True)):
-        for word, factor in (words or {}).items():
-            if not isinstance(factor, int | float) or not math.isfinite(factor):
-                raise ValueError(f"reweight[{word!r}]: got {factor!r}, expected a finite number")
+    checked = [_checked_factors(words) for words in factors]
+    for word in dict.fromkeys(w for words in checked for w in words):
+        _require_somewhere(word, checked, prompts)
+    for edit, (words, prompt) in enumerate(zip(checked, prompts, strict=True)):
+        for word, factor in words.items():
             if has_word(prompt, word):
                 c[edit, list(token_positions(prompt, word))] = factor
     return c
+
+
+def _checked_factors(words: Mapping[str, float] | None) -> dict[str, float]:
+    if words is None:
+        return {}
+    if not isinstance(words, Mapping):
+        raise ValueError(f"reweight: got {shown(words)}, expected {EXAMPLE}")
+    try:
+        return {
+            a_text("reweight", word): a_number(f"reweight[{word!r}]", factor)
+            for word, factor in words.items()
+        }
+    except ValueError as error:
+        raise ValueError(f"{error}: give {EXAMPLE}") from None
 
 
 def _require_somewhere(

@@ -10,14 +10,17 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from nti.arguments import a_number, shown, texts
 from nti.editing.alignment import has_word, token_positions
 from nti.networks.tokenizer import TokenizedPrompt
 
 __all__ = ["BlendWords", "LocalBlend", "blend_mask"]
 
-BlendWords = str | tuple[str, str]
-"""Words whose regions count: (in the source's prompt, in the edited prompt), or the same in both.
-Several words are several tokens of a phrase, or are separated by commas."""
+Words = str | Sequence[str]
+"""A word or phrase; or several, separated by commas or in a sequence."""
+
+BlendWords = str | tuple[Words, Words]
+"""Words whose regions count: (in the source's prompt, in the edit's), or the same in both."""
 
 THRESHOLD = 0.3
 """Share of its maximum above which a word's map counts."""
@@ -54,15 +57,9 @@ class LocalBlend:
     threshold: float = THRESHOLD
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.start <= 1.0:
-            raise ValueError(
-                f"blend_start: got {self.start}, expected a share of the steps, 0 to 1"
-            )
-        if not 0.0 <= self.threshold < 1.0:
-            raise ValueError(
-                f"blend_threshold: got {self.threshold}, expected a share of the maximum, from 0 to"
-                " less than 1"
-            )
+        start, threshold = _shares(self.start, self.threshold)
+        object.__setattr__(self, "start", start)
+        object.__setattr__(self, "threshold", threshold)
 
     @classmethod
     def create(
@@ -79,16 +76,17 @@ class LocalBlend:
 
         ValueError for a word that is in no prompt that it was named for.
         """
-        if not any(blend) and not any(subtract):
+        _shares(start, threshold)
+        if all(setting is None for setting in (*blend, *subtract)):
             return None
         words = torch.zeros(1 + len(edits), len(source.ids), 2 * len(edits), dtype=torch.float64)
-        for offset, settings in enumerate((blend, subtract)):
-            _require_somewhere(settings, source, edits)
-            for edit, setting in enumerate(settings):
-                if setting is not None:
-                    in_source, in_edit = _pair(setting)
-                    _mark(words[0, :, 2 * edit + offset], source, in_source)
-                    _mark(words[1 + edit, :, 2 * edit + offset], edits[edit], in_edit)
+        for offset, (name, settings) in enumerate((("blend", blend), ("subtract", subtract))):
+            pairs = [None if setting is None else _pair(name, setting) for setting in settings]
+            _require_somewhere(settings, pairs, source, edits)
+            for edit, pair in enumerate(pairs):
+                if pair is not None:
+                    _mark(words[0, :, 2 * edit + offset], source, pair[0])
+                    _mark(words[1 + edit, :, 2 * edit + offset], edits[edit], pair[1])
         return cls(
             words,
             blends=torch.tensor([setting is not None for setting in blend]),
@@ -135,6 +133,7 @@ class LocalBlend:
 
 def _require_somewhere(
     settings: Sequence[BlendWords | None],
+    pairs: Sequence[tuple[list[str], list[str]] | None],
     source: TokenizedPrompt,
     edits: Sequence[TokenizedPrompt],
 ) -> None:
@@ -144,27 +143,43 @@ def _require_somewhere(
     setting names both prompts for every word.
     """
     named: dict[tuple[str, str], list[TokenizedPrompt]] = {}
-    for setting, prompt in zip(settings, edits, strict=True):
-        if setting is not None:
+    for setting, pair, prompt in zip(settings, pairs, edits, strict=True):
+        if pair is not None:
             sides = ("both", "both") if isinstance(setting, str) else ("source", "edit")
-            for side, words, where in zip(sides, _pair(setting), (source, prompt), strict=True):
-                for word in _split(words):
+            for side, words, where in zip(sides, pair, (source, prompt), strict=True):
+                for word in words:
                     named.setdefault((side, word), []).append(where)
     for (_, word), prompts in named.items():
         if not any(has_word(prompt, word) for prompt in prompts):
             token_positions(prompts[-1], word)
 
 
-def _pair(words: BlendWords) -> tuple[str, str]:
-    return (words, words) if isinstance(words, str) else words
+def _pair(name: str, setting: BlendWords) -> tuple[list[str], list[str]]:
+    """Return the words for the source's prompt and those for the edit's."""
+    sides = (setting, setting) if isinstance(setting, str) else setting
+    if isinstance(sides, tuple) and len(sides) == 2:
+        ours, theirs = (
+            [word.strip() for words in texts(name, side) for word in words.split(",")]
+            for side in sides
+        )
+        if any(ours) and any(theirs):
+            return ours, theirs
+    raise ValueError(
+        f"{name}: got {shown(setting)}, expected words of both prompts, such as 'cat', or a tuple"
+        " (the source's words, the edit's), such as ('cat', 'tiger')"
+    )
 
 
-def _split(words: str) -> list[str]:
-    return [word.strip() for word in words.split(",")]
+def _shares(start: object, threshold: object) -> tuple[float, float]:
+    """Return blend's start and threshold; ValueError for what is no share."""
+    share = a_number("blend_threshold", threshold, 0, 1, ", a share of the maximum")
+    if share == 1:
+        raise ValueError(f"blend_threshold: got {share}, expected less: no map exceeds its maximum")
+    return a_number("blend_start", start, 0, 1, ", a share of the steps"), share
 
 
-def _mark(column: Tensor, prompt: TokenizedPrompt, words: str) -> None:
-    """Set the tokens of comma-separated words and phrases to 1, where the prompt has them."""
-    for word in _split(words):
+def _mark(column: Tensor, prompt: TokenizedPrompt, words: Sequence[str]) -> None:
+    """Set the tokens of words and phrases to 1, where the prompt has them."""
+    for word in words:
         if has_word(prompt, word):
             column[list(token_positions(prompt, word))] = 1.0

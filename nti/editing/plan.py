@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from nti.arguments import a_text, a_whole_number, an_instance, texts
 from nti.editing.alignment import Alignment, align
 from nti.editing.control_schedule import (
     ControlSchedule,
@@ -19,6 +20,9 @@ from nti.editing.local_blend import START, THRESHOLD, BlendWords, LocalBlend
 from nti.networks.tokenizer import Tokenizer
 
 __all__ = ["EditPlan"]
+
+MOST_STEPS = 1000
+"""As many as Stable Diffusion was trained on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,12 +85,12 @@ class EditPlan:
             ValueError: settings that do not fit, with what was got and expected.
 
         """
-        prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+        an_instance("tokenizer", tokenizer, Tokenizer)
+        source, prompts = a_text("source", source), texts("prompts", prompts)
         count = len(prompts)
         if not prompts:
             raise ValueError("prompts: got none, expected one edited prompt or more")
-        if steps < 1:
-            raise ValueError(f"steps: got {steps}, expected 1 or more, as the inversion has")
+        steps = a_whole_number("steps", steps, 1, MOST_STEPS, ", as the inversion has")
         encoded = tokenizer.encode(source)
         targets = [tokenizer.encode(prompt) for prompt in prompts]
         modes = _each("mode", mode, count)

@@ -2,7 +2,6 @@
 inversion. `nti.editing.reference` is the same with every map in memory.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from nti.arguments import a_callable, a_number, a_whole_number, an_instance, shown
 from nti.editing.alignment import Alignment
 from nti.editing.control_schedule import ControlSchedule, CrossWindow, Window
 from nti.editing.local_blend import START, THRESHOLD, BlendWords, LocalBlend
@@ -23,7 +23,7 @@ from nti.networks.control import MapHook
 from nti.sampling.schedule import Schedule, ddim_step
 from nti.sampling.step import controlled_noise, guided_noise
 
-__all__ = ["EditResult", "EditedLatents", "edit", "edit_latents"]
+__all__ = ["EditResult", "EditedLatents", "check_objects", "edit", "edit_latents"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +108,7 @@ def edit(
         Stopped: by the callback.
 
     """
-    check_model(model, inversion)
+    check_objects(model, inversion)
     plan = EditPlan.create(
         model.tokenizer, inversion.prompt, prompts, steps=inversion.steps, mode=mode,
         cross_replace=cross_replace, self_replace=self_replace, blend=blend, subtract=subtract,
@@ -160,12 +160,17 @@ def edit_latents(
         Stopped: by the callback.
 
     """
-    check_model(model, inversion)
-    _check_plan(plan, inversion, start, guidance_scale)
+    check_objects(model, inversion)
+    _check_plan(plan, inversion)
     plan.check_dtype(model.dtype)
+    start = a_whole_number("start", start, 0, plan.steps - 1, ", a step of the inversion")
+    a_callable("callback", callback)
+    if hook is not None and not isinstance(hook, MapHook):
+        raise ValueError(f"hook: got {shown(hook)}, expected a MapHook, with `wants` and a call")
     uncond = inversion.uncond[:, None].to(model.device, model.state_dtype)
     negative = None if negative_prompt is None else model.encode_text([negative_prompt])
     w = inversion.guidance_scale
+    w_edits = w if guidance_scale is None else a_number("guidance_scale", guidance_scale)
     loop = _Loop(
         model=model,
         schedule=model.schedule(plan.steps),
@@ -176,27 +181,27 @@ def edit_latents(
         uncond_source=uncond,
         uncond_edits=uncond if negative is None else negative.expand_as(uncond),
         w_source=w,
-        w_edits=w if guidance_scale is None else guidance_scale,
+        w_edits=w_edits,
         replay=replay,
         hook=hook,
     )
     return loop.run(start, callback)
 
 
-def _check_plan(
-    plan: EditPlan, inversion: Inversion, start: int, guidance_scale: float | None
-) -> None:
+def check_objects(model: StableDiffusion, inversion: Inversion) -> None:
+    """Raise ValueError unless these are a model and an inversion that was made with it."""
+    an_instance("model", model, StableDiffusion)
+    an_instance("inversion", inversion, Inversion)
+    check_model(model, inversion)
+
+
+def _check_plan(plan: EditPlan, inversion: Inversion) -> None:
+    an_instance("plan", plan, EditPlan)
     if (plan.source, plan.steps) != (inversion.prompt, inversion.steps):
         raise ValueError(
             f"plan: got one for {plan.source!r} in {plan.steps} steps, expected"
             f" {inversion.prompt!r} in {inversion.steps}, as the inversion is: plan anew"
         )
-    if not 0 <= start < inversion.steps:
-        raise ValueError(
-            f"start: got {start}, expected 0 to {inversion.steps - 1}, a step of the inversion"
-        )
-    if guidance_scale is not None and not math.isfinite(guidance_scale):
-        raise ValueError(f"guidance_scale: got {guidance_scale}, expected a finite number")
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@ sees the maps, for looking at them and for experiments.
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -47,6 +47,7 @@ class Site:
     """`self` or `cross`."""
 
 
+@runtime_checkable
 class MapHook(Protocol):
     """What sees full attention maps, and may change them: never on the working path.
 

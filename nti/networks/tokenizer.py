@@ -7,6 +7,8 @@ import regex  # type: ignore[import-untyped]  # it ships no types
 import torch
 from torch import Tensor
 
+from nti.arguments import a_text
+
 __all__ = ["BOS", "EOT", "TokenizedPrompt", "Tokenizer", "clean"]
 
 BOS = 49406
@@ -68,7 +70,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> TokenizedPrompt:
         """Tokenize one prompt; `cut` of the result is what lies beyond the context length."""
-        text = clean(text)
+        text = clean(a_text("prompt", text))
         tokens = list(self._tokens(text))
         room = self.context_length - 2
         cut = ""

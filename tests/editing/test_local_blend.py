@@ -118,8 +118,8 @@ def test_a_higher_threshold_keeps_less() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"start": 1.5}, "blend_start: got 1.5, expected a share of the steps, 0 to 1"),
-        ({"threshold": 1.0}, "blend_threshold: got 1.0, expected a share of the maximum"),
+        ({"start": 1.5}, "blend_start: got 1.5, expected 0 to 1, a share of the steps"),
+        ({"threshold": 1.0}, "blend_threshold: got 1.0, expected less: no map"),
         ({"threshold": float("nan")}, "blend_threshold: got nan"),
     ],
 )

@@ -54,7 +54,7 @@ def test_an_inversion_that_it_was_not_made_for_is_refused(
 
 
 def test_a_plan_of_no_steps_is_refused(model: StableDiffusion) -> None:
-    with pytest.raises(ValueError, match="steps: got 0, expected 1 or more"):
+    with pytest.raises(ValueError, match="steps: got 0, expected 1 to 1000, as the inversion has"):
         EditPlan.create(model.tokenizer, "a cat", "a dog", steps=0)
 
 
