@@ -72,7 +72,8 @@ def make_model(
                 fan_in = parameter[0].numel() if parameter.ndim > 1 else 100
                 torch.nn.init.normal_(parameter, std=fan_in**-0.5)
         network.to(dtype).requires_grad_(False).eval()
-    torch.nn.init.normal_(networks[2].tower.token_embedding.weight)
+    embedding = networks[2].tower.token_embedding.weight
+    embedding.copy_(torch.randn(embedding.shape, dtype=torch.float64))  # the same in every dtype
     unet, vae, text = networks
     unet.to(memory_format=torch.channels_last)
     return StableDiffusion(config, unet, vae, text, Tokenizer())

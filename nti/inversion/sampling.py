@@ -82,9 +82,10 @@ def check_model(model: StableDiffusion, inversion: Inversion) -> None:
         return
     differing = inversion.weights.differing(model.fingerprint)
     if "unet" in differing or "text" in differing:
-        names = " and ".join({"unet": "UNet", "text": "text encoder"}.get(n, n) for n in differing)
+        words = {"unet": "UNet", "text": "text encoder", "vae": "autoencoder"}
+        names = " and ".join(words[network] for network in differing)
         raise ValueError(
-            f"inversion: got one made with other weights ({names} differ), expected those of this"
+            f"inversion: got one made with other weights (of {names}), expected those of this"
             f" {model.config.name}: load the checkpoint that it was made with, or invert the image"
             f" again with this one"
         )

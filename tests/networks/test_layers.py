@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from nti.kernels import feed_forward_onednn
+from nti.kernels import feed_forward_onednn, projected_attention_onednn
 from nti.kernels.backend import has_onednn
 from nti.kernels.geglu import geglu
 from torch import Tensor, nn
@@ -297,13 +297,22 @@ def test_a_feed_forward_keeps_its_input_alone(any_size: None) -> None:
 
 
 @needs_onednn
-def test_self_attention_keeps_its_input_its_result_and_a_number_a_query(any_size: None) -> None:
+@pytest.mark.parametrize("small", [False, True], ids=["large", "small"])
+def test_self_attention_keeps_its_input_its_result_and_a_number_a_query(
+    any_size: None, small: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is small, q, k and v as well."""
     x = torch.randn(1, 6, 8, 8)
-    assert held_by(Itself("onednn").requires_grad_(False), x) == [2 * 64 * 4, x.nbytes, x.nbytes]
+    monkeypatch.setattr(projected_attention_onednn, "KEPT", 3 * x.nbytes - (not small))
+    held = held_by(Itself("onednn").requires_grad_(False), x)
+    assert held == [2 * 64 * 4] + [x.nbytes] * (5 if small else 2)
 
 
 @needs_onednn
-def test_cross_attention_keeps_the_context_besides(any_size: None) -> None:
+def test_cross_attention_keeps_the_context_besides(
+    any_size: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(projected_attention_onednn, "KEPT", 0)
     x = torch.randn(1, 6, 8, 8)
     kept = [5 * 6 * 4, 2 * 64 * 4, x.nbytes, x.nbytes]
     assert held_by(Others("onednn").requires_grad_(False), x) == kept
