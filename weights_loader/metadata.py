@@ -6,12 +6,15 @@ from typing import TypeVar
 
 import msgspec
 
-__all__ = ["LONGEST", "decode"]
+__all__ = ["LONGEST", "decode", "printable"]
 
 T = TypeVar("T")
 
 LONGEST = 16 * 2**20
 """Bytes of JSON that are read at most."""
+
+SHOWN = 500
+"""Characters of a stranger's text that are shown at most."""
 
 
 def decode(text: str | bytes, kind: type[T], what: str) -> T:
@@ -38,6 +41,16 @@ def decode(text: str | bytes, kind: type[T], what: str) -> T:
         problem, _, place = str(error).partition(" - at `$")
         place = place.rstrip("`").lstrip(".")
         found = problem[:1].lower() + problem[1:]
-        raise ValueError(f"{what}: {place + ': ' if place else ''}{found}") from None
+        raise ValueError(f"{what}: {printable(f'{place}: {found}' if place else found)}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{what}: got text that is no JSON ({error})") from None
+
+
+def printable(text: str) -> str:
+    """Return a stranger's words on one line: what a terminal would obey is escaped, and what is
+    longer than `SHOWN` characters is cut.
+    """
+    shown = text[:SHOWN]
+    if not shown.isprintable():
+        shown = repr(shown)[1:-1]
+    return shown if len(text) <= SHOWN else f"{shown}... ({len(text)} characters)"
