@@ -211,11 +211,12 @@ class ModelConfig:
 
         """
         # Of the loader's package, which needs PyTorch; a configuration does not.
-        from nti.weights_loader.metadata import decode
+        from nti.weights_loader.metadata import decode, printable
 
         config = decode(text, cls, what)
         if unknown := sorted(_unknown(decode(text, dict[str, Any], what), config)):
-            raise ValueError(f"{what}: got unknown fields {', '.join(unknown)}, expected none")
+            names = printable(", ".join(unknown))
+            raise ValueError(f"{what}: got unknown fields {names}, expected none")
         return config
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from nti.inversion.inversion import Inversion
 from nti.model import CONFIG_KEY, layouts, locate, parameter_shapes, skeletons
 from nti.weights_loader import NetworkReport, examine, not_finite, read_metadata
+from nti.weights_loader.metadata import printable
 
 __all__ = ["describe_file"]
 
@@ -33,7 +34,7 @@ def describe_file(path: Path) -> str:
     problems = [p for report in reports for p in (*report.problems, *not_finite(report))]
     lines += [f"problem: {problem}" for problem in problems] or ["no problem found"]
     lines += [
-        f"metadata {key}: {value}"
+        f"metadata {printable(key)}: {printable(value)}"
         for key, value in sorted(read_metadata(files["unet"]).items())
         if key != CONFIG_KEY
     ]

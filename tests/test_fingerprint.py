@@ -70,6 +70,8 @@ def test_an_inversion_refuses_other_weights_and_warns_of_another_autoencoder(
         lambda: nti.edit(other, inversion, "a tiger sitting next to a mirror"),
         lambda: nti.average_attention(other, inversion),
     ):
-        with pytest.raises(ValueError, match=r"made with other weights \(of UNet and autoencoder\)"):
+        with pytest.raises(
+            ValueError, match=r"made with other weights \(of UNet and autoencoder\)"
+        ):
             use()
     nti.reconstruct(other, dataclasses.replace(inversion, weights=None))

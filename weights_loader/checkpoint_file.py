@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Annotated, Any, Self, TypeVar
 
 from msgspec import Meta
-from nti.weights_loader.metadata import LONGEST, decode
+from nti.weights_loader.metadata import LONGEST, decode, printable
 from nti.weights_loader.recognise import PICKLE_SUFFIXES, pickle_message
 from safetensors import SafetensorError, safe_open
 
@@ -81,8 +81,8 @@ class Shards:
                 key, name = wrong[0]
                 where = "lacks" if wrong[0] not in held else "holds, unlike the index,"
                 raise CheckpointError(
-                    f"{index}: {name} {where} {key!r} (one of {len(wrong)} that do not agree);"
-                    " take index and files from the same place"
+                    f"{index}: {printable(name)} {where} '{printable(key)}', expected that they"
+                    f" agree (they do not on {len(wrong)}): take all from the same place"
                 )
             self.stack = stack.pop_all()
 
@@ -128,7 +128,8 @@ def _open(path: Path) -> safe_open:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path}: not a safetensors file ({error}); if it was downloaded, it may be cut short"
+            f"{path}: not a safetensors file ({printable(str(error))}); if it was downloaded, it"
+            " may be cut short"
         ) from error
 
 

@@ -118,7 +118,7 @@ def described(
         said += _of_json(checkpoint / "scheduler" / "scheduler_config.json", SCHEDULER)
     else:
         said += _of_yaml(checkpoint.with_suffix(".yaml"))
-    own = []
+    own: list[Statement] = []
     for network, path in files.items():
         beside = network == "vae" and path.name.startswith("diffusion_pytorch_model")
         if path.parent.parent == checkpoint or beside:

@@ -17,6 +17,7 @@ from nti.weights_loader.checkpoint_file import (
     read_header,
 )
 from nti.weights_loader.layouts import Layout, choose, is_ignored
+from nti.weights_loader.metadata import printable
 from nti.weights_loader.sd_v1 import PREFIXES
 from torch import Tensor
 
@@ -231,7 +232,7 @@ def _unknown(
     # A file that holds a whole model may be read for one of its networks.
     others = tuple(root for name, root in ROOTS.items() if name not in found)
     return [
-        f"unknown key {key}"
+        f"unknown key {printable(key)}"
         for key in sorted(header.keys() - known)
         if not key.startswith(others)
         and not any(is_ignored(key, layout) for layout in found.values())

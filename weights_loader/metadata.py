@@ -6,12 +6,15 @@ from typing import TypeVar
 
 import msgspec
 
-__all__ = ["LONGEST", "convert", "decode"]
+__all__ = ["LONGEST", "convert", "decode", "printable"]
 
 T = TypeVar("T")
 
 LONGEST = 16 * 2**20
 """Bytes of JSON that are read at most."""
+
+SHOWN = 500
+"""Characters of a stranger's text that are shown at most."""
 
 
 def decode(text: str | bytes, kind: type[T], what: str) -> T:
@@ -51,4 +54,14 @@ def _in_words(error: msgspec.ValidationError) -> str:
     """Expected `int`, got `str` - at `$.unet.channels` -> unet.channels: expected ..."""
     problem, _, place = str(error).partition(" - at `$")
     place = place.rstrip("`").lstrip(".")
-    return (f"{place}: " if place else "") + problem[:1].lower() + problem[1:]
+    return printable((f"{place}: " if place else "") + problem[:1].lower() + problem[1:])
+
+
+def printable(text: str) -> str:
+    """Return a stranger's words on one line: what a terminal would obey is escaped, and what is
+    longer than `SHOWN` characters is cut.
+    """
+    shown = text[:SHOWN]
+    if not shown.isprintable():
+        shown = repr(shown)[1:-1]
+    return shown if len(text) <= SHOWN else f"{shown}... ({len(text)} characters)"
