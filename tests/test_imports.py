@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 ROOMS = (
-    ("nti.arguments", "nti.config", "nti.vjp", "nti.errors"),
+    ("nti.arguments", "nti.autocast", "nti.config", "nti.vjp", "nti.errors"),
     ("nti.networks",),
     ("nti.sampling",),
     ("nti.execution",),
