@@ -84,8 +84,8 @@ def edit(
         inversion: of the source image.
         prompts: E edited prompts, or one.
         mode: `replace` (word for word), `refine` (words added or removed), `reweight` (the same
-            tokens), or `auto`: replace where both prompts have the same number of words, refine
-            elsewhere.
+            tokens), or `auto`: replace where both prompts have the same number of words and none
+            that both have moved, refine elsewhere.
         cross_replace: until which share of the steps an edit's cross-attention is the source's; see
             `CrossWindow`.
         self_replace: until which share of the steps its self-attention is.
