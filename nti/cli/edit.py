@@ -57,8 +57,7 @@ def run(options: argparse.Namespace) -> None:
     """Edit, and write the pictures or the latents."""
     from safetensors.torch import save_file
 
-    from nti.editing.prompt_to_prompt import edit_latents
-    from nti.image import to_pil
+    from nti.editing.prompt_to_prompt import decode_edits, edit_latents
 
     inversion = open_inversion(options)
     output = check_output(options.output, latents=True)
@@ -84,7 +83,7 @@ def run(options: argparse.Namespace) -> None:
         save_file({"latents": edited.latents[-1].cpu().contiguous()}, output)
         print(f"wrote {output} ({len(modes)} latents)")
         return
-    images = to_pil(model.decode_latent(edited.latents[-1]))
+    images = decode_edits(model, plan, edited).images
     for number, (image, mode, prompt) in enumerate(
         zip(images, modes, plan.prompts, strict=True), 1
     ):
