@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nti.arguments import a_callable, a_number, a_whole_number, an_instance, shown
+from nti.arguments import a_callable, a_number, a_text, a_whole_number, an_instance, shown
 from nti.editing.alignment import Alignment
 from nti.editing.control_schedule import ControlSchedule, CrossWindow, Window
 from nti.editing.local_blend import START, THRESHOLD, BlendWords, LocalBlend
@@ -189,7 +189,9 @@ def edit_latents(
     if hook is not None and not isinstance(hook, MapHook):
         raise ValueError(f"hook: got {shown(hook)}, expected a MapHook, with `wants` and a call")
     uncond = inversion.uncond[:, None].to(model.device, model.state_dtype)
-    negative = None if negative_prompt is None else model.encode_text([negative_prompt])
+    negative = None
+    if negative_prompt is not None:
+        negative = model.encode_text([a_text("negative_prompt", negative_prompt)])
     w = inversion.guidance_scale
     w_edits = w if guidance_scale is None else a_number("guidance_scale", guidance_scale)
     loop = _Loop(

@@ -44,4 +44,4 @@ def _reason(plan: EditPlan, number: int, empty: bool) -> str:
     controls = plan.controls
     if controls.inject_self == (0, plan.steps) and not controls.own_mix[:, number].any():
         return "its attention is the source's at every step: lower cross_replace and self_replace"
-    return "lower cross_replace and self_replace, weigh a word by reweight, or raise guidance_scale"
+    return "lower cross_replace, self_replace or start, or weigh a word by reweight"

@@ -49,7 +49,7 @@ def test_an_edit_that_can_be_seen_says_nothing(embedded: StableDiffusion, made: 
     ("settings", "advice"),
     [
         ({"cross_replace": 1.0, "self_replace": 1.0}, "attention is the source's at every step"),
-        ({}, "lower cross_replace and self_replace, weigh a word by reweight"),
+        ({}, "lower cross_replace, self_replace or start, or weigh a word by"),
     ],
     ids=["windows", "otherwise"],
 )
