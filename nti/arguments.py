@@ -125,5 +125,5 @@ def _decimal(number: float) -> float:
 
 def _range(low: float, high: float) -> str:
     if math.isinf(high):
-        return f"{low:g} or more"
-    return f"{high:g} or less" if math.isinf(low) else f"{low:g} to {high:g}"
+        return f"{low} or more"
+    return f"{high} or less" if math.isinf(low) else f"{low} to {high}"

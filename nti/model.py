@@ -118,13 +118,14 @@ class StableDiffusion:
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """psi(P): prompts -> token states (B, 77, C) in `state_dtype`.
 
-        Warns of a prompt that is cut at 75 tokens, and of words that a small model was not trained
-        on. NotFiniteError for states that overflow.
+        Warns of a prompt that is cut at 75 tokens, of weights in other programs' syntax, and of
+        words that a small model was not trained on. ValueError for what is no list of strings;
+        NotFiniteError for states that overflow.
         """
-        self._warn_of_unknown_words(prompts)
         tokens = self.tokenizer(prompts).to(self.device)
-        for prompt in prompts:
-            if message := self.tokenizer.encode(prompt).cut_message:
+        self._warn_of_unknown_words(prompts)
+        for prompt in map(self.tokenizer.encode, dict.fromkeys(prompts)):
+            for message in filter(None, (prompt.cut_message, prompt.weights_message)):
                 warnings.warn(message, stacklevel=3)
         states: Tensor = self.text(tokens)
         check_finite(states, "text encoder", states.dtype)

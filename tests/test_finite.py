@@ -90,6 +90,48 @@ def test_a_factor_that_half_precision_cannot_hold_is_refused(inversion: Inversio
         nti.edit(half, inversion, TIGER, reweight={"tiger": 6e4})
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"reweight": {"green": 1e30}}, r"edit at timestep \d+: got values that are not finite"),
+        ({"reweight": {"green": 1e39}}, r"reweight: got a factor of 1e\+39, expected at most 3\.4"),
+        ({"guidance_scale": 1e38}, r"edit at timestep \d+: got values that are not finite"),
+        ({"guidance_scale": 1e38, "start": 3}, "decoder: got values that are not finite"),
+    ],
+    ids=["factor", "larger-factor", "guidance", "guidance-at-last"],
+)
+def test_extreme_settings_are_an_error_and_no_black_picture(
+    embedded: StableDiffusion, settings: dict[str, object], message: str
+) -> None:
+    made = nti.generate(embedded, "a purple circle on snow", steps=4)
+    with pytest.raises(ValueError, match=message) as error:
+        nti.edit(embedded, made, "a green circle on snow", **settings)
+    assert "smaller" in str(error.value) or "extreme factors, guidance" in str(error.value)
+
+
+def test_a_large_factor_still_gives_a_picture(embedded: StableDiffusion) -> None:
+    made = nti.generate(embedded, "a purple circle on snow", steps=4)
+    image = nti.edit(embedded, made, "a green circle on snow", reweight={"green": 1e4}).images[0]
+    low, high = image.convert("L").getextrema()
+    assert high - low > 20
+
+
+@pytest.mark.parametrize("name", ["uncond", "pivot", "latents"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_an_inversion_of_values_that_are_not_finite_is_refused(
+    inversion: Inversion, name: str, value: float
+) -> None:
+    values = getattr(inversion, name).clone()
+    values[3].flatten()[0] = value
+    with pytest.raises(ValueError, match=rf"{name}: got .* not finite"):
+        dataclasses.replace(inversion, **{name: values})
+
+
+def test_a_picture_of_nan_is_refused() -> None:
+    with pytest.raises(ValueError, match="of finite values"):
+        nti.to_pil(torch.full((1, 3, 4, 4), torch.nan))
+
+
 def test_the_autoencoder_is_exact_where_the_unet_is_in_float16() -> None:
     dtypes = {}
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):

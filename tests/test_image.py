@@ -263,7 +263,7 @@ def test_what_cannot_be_pasted_back_is_refused() -> None:
     ("size", "fit", "message"),
     [
         (32, "squeeze", "fit: got 'squeeze', expected one of crop, pad, stretch"),
-        ((32, 0), "crop", "size: got 0, expected 1 or more, in pixels"),
+        ((32, 0), "crop", "size: got 0, expected 1 to 1000000, in pixels"),
     ],
 )
 def test_a_fit_that_cannot_be_is_refused(

@@ -10,7 +10,15 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 ROOMS = (
-    ("nti.config", "nti.vjp", "nti.errors", "nti.arguments", "nti.files", "nti.fingerprint"),
+    (
+        "nti.arguments",
+        "nti.autocast",
+        "nti.config",
+        "nti.errors",
+        "nti.files",
+        "nti.fingerprint",
+        "nti.vjp",
+    ),
     ("nti.networks",),
     ("nti.sampling",),
     ("nti.execution",),

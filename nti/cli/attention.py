@@ -18,6 +18,19 @@ from nti.files import write_picture
 
 __all__ = ["add"]
 
+EDITS = {
+    "--guidance": ("guidance", None),
+    "--mode": ("mode", "auto"),
+    "--cross": ("cross", None),
+    "--self": ("self_replace", "0.5"),
+    "--blend": ("blend", None),
+    "--subtract": ("subtract", None),
+    "--blend-start": ("blend_start", None),
+    "--blend-threshold": ("blend_threshold", None),
+    "--reweight": ("reweight", None),
+}
+"""What only edits read: the place of each option and its default."""
+
 
 def add(commands: Commands) -> None:
     """Declare the command."""
@@ -49,6 +62,11 @@ def add(commands: Commands) -> None:
     command.set_defaults(run=run)
 
 
+def is_given(options: argparse.Namespace, name: str) -> bool:
+    """Whether an option has another value than its default."""
+    return bool(getattr(options, EDITS[name][0]) not in (None, [], EDITS[name][1]))
+
+
 def run(options: argparse.Namespace) -> None:
     """Draw the maps."""
     from nti.editing.attention_grid import attention_grid, component_grid
@@ -59,11 +77,10 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(
             "--components: got --prompt or --words too, expected the source alone: leave one out"
         )
-    edits = options.cross, options.blend, options.subtract, options.reweight
-    if not options.prompt and any(edits):
+    if given := [name for name in EDITS if not options.prompt and is_given(options, name)]:
         raise ValueError(
-            "--cross, --blend, --subtract, --reweight: got no --prompt, expected an edited prompt"
-            " for them"
+            f"{', '.join(given)}: got no --prompt, expected an edited prompt, as the image's own"
+            " attention does not depend on it"
         )
     places = tuple(options.place or ("down", "up"))
     model = load_model(options)
@@ -76,7 +93,7 @@ def run(options: argparse.Namespace) -> None:
             )  # fmt: skip
         else:
             grid = attention_grid(
-                model, inversion, plan, by_word=options.words,
+                model, inversion, plan, by_word=options.words, guidance_scale=options.guidance,
                 level=options.level, places=places, block=options.block, callback=callback,
             )  # fmt: skip
     keep(output, partial(write_picture, grid))

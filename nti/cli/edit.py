@@ -58,8 +58,7 @@ def run(options: argparse.Namespace) -> None:
     """Edit, and write the pictures or the latents."""
     from safetensors.torch import save
 
-    from nti.editing.prompt_to_prompt import edit_latents
-    from nti.image import to_pil
+    from nti.editing.prompt_to_prompt import decode_edits, edit_latents
 
     inversion = open_inversion(options)
     latents = options.output.suffix.lower() == LATENTS
@@ -90,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
         keep(options.output, lambda path: write_file(path, data))
         options.terminal.wrote(options.output, f"{len(modes)} latents")
         return
-    images = to_pil(model.decode_latent(edited.latents[-1]))
+    images = decode_edits(model, plan, edited).images
     for path, image in zip(paths, images, strict=True):
         keep(path, partial(write_picture, finish(image)))
     for path, mode, prompt in zip(paths, modes, plan.prompts, strict=True):

@@ -9,6 +9,7 @@ there, the pad keeps its own attention.
 """
 
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -31,6 +32,7 @@ __all__ = [
     "choose_mode",
     "has_word",
     "identity",
+    "moved_words",
     "token_positions",
     "words_of",
 ]
@@ -96,8 +98,20 @@ def token_positions(prompt: TokenizedPrompt, word: str) -> tuple[int, ...]:
 
 
 def choose_mode(source: TokenizedPrompt, target: TokenizedPrompt) -> Literal["replace", "refine"]:
-    """Return "replace" for prompts with the same number of words, else "refine"."""
-    return "replace" if len(words_of(source)) == len(words_of(target)) else "refine"
+    """Return "replace" for as many words as before, none of them moved, else "refine".
+
+    Replacement gives the i-th word the i-th word's attention. A word that moved would receive that
+    of the word in whose place it now is.
+    """
+    same = len(words_of(source)) == len(words_of(target))
+    return "replace" if same and not moved_words(source, target) else "refine"
+
+
+def moved_words(source: TokenizedPrompt, target: TokenizedPrompt) -> list[str]:
+    """Return the words of both prompts that have no place in common, counted in words."""
+    ours, theirs = ([word.text for word in words_of(prompt)] for prompt in (source, target))
+    kept = {old for old, new in zip(ours, theirs, strict=False) if old == new}
+    return [word for word in dict.fromkeys(theirs) if word in ours and word not in kept]
 
 
 def identity(length: int = 77) -> Alignment:
@@ -117,6 +131,13 @@ def align(mode: str, source: TokenizedPrompt, target: TokenizedPrompt) -> Alignm
     if mode == "auto":
         mode = choose_mode(source, target)
         logger.info("mode: %s for %r", mode, target.text)
+    elif mode == "replace" and (moved := moved_words(source, target)):
+        warnings.warn(
+            f"mode: 'replace' goes by places, and {', '.join(map(repr, moved))} moved in"
+            f" {target.text!r}: each receives the attention of the word in whose place it now is;"
+            " use refine to keep its own word's",
+            stacklevel=4,
+        )
     if mode == "reweight":
         if source.ids != target.ids:
             raise ValueError(

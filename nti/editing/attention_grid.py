@@ -35,6 +35,7 @@ def attention_grid(
     level: int | None = None,
     places: tuple[str, ...] = ("down", "up"),
     block: int | None = None,
+    guidance_scale: float | None = None,
     callback: Callback | None = None,
 ) -> Image.Image:
     """Draw the image and each token's average map (a word's tokens add up), then those of edits.
@@ -43,8 +44,9 @@ def attention_grid(
     of `average_attention`.
     """
     maps = average_attention(
-        model, inversion, plan, level=level, places=places, block=block, callback=callback
-    )
+        model, inversion, plan, level=level, places=places, block=block,
+        guidance_scale=guidance_scale, callback=callback,
+    )  # fmt: skip
     prompts = [inversion.prompt, *(() if plan is None else plan.prompts)]
     rows: list[list[Cell]] = []
     for number, (prompt, its_maps) in enumerate(zip(prompts, maps, strict=True)):

@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from nti.arguments import a_text, a_whole_number, an_instance, texts
+from nti.arguments import a_callable, a_text, a_whole_number, an_instance, shown, texts
 from nti.config import UNetConfig
 from nti.editing.plan import EditPlan
 from nti.editing.prompt_to_prompt import check_objects, edit_latents
@@ -31,6 +31,7 @@ def average_attention(
     level: int | None = None,
     places: Sequence[str] = ("down", "up"),
     block: int | None = None,
+    guidance_scale: float | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
     """Average attention maps over steps, heads and sites.
@@ -43,6 +44,7 @@ def average_attention(
         level: of the UNet, 0 the finest; None: the one whose maps local blend reads.
         places: of the UNet: some of `PLACES`.
         block: which transformer of a place and level, 0 the first; None: all.
+        guidance_scale: w of the edits; None: the inversion's.
         callback: see `nti.errors.Callback`.
 
     Returns:
@@ -63,10 +65,17 @@ def average_attention(
     where = a_text("kind", kind), level, texts("places", places), block
     hook = _MapAverage(*where, 1 + edits)
     _check_sites(config, hook)
-    if plan is None:
+    a_callable("callback", callback)
+    if plan is not None:
+        w = guidance_scale
+        edit_latents(model, inversion, plan, guidance_scale=w, hook=hook, callback=callback)
+    elif guidance_scale is None:
         _replay(model, inversion, hook, callback)
     else:
-        edit_latents(model, inversion, plan, hook=hook, callback=callback)
+        raise ValueError(
+            f"guidance_scale: got {shown(guidance_scale)} without a plan, expected None: what the"
+            " image's own words attend to does not depend on it"
+        )
     found = hook.average()
     check_finite(found, "attention maps", model.dtype)
     height = inversion.latents.shape[-2] // 2**level

@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nti.arguments import a_callable, a_number, a_whole_number, an_instance, shown
+from nti.arguments import a_callable, a_number, a_text, a_whole_number, an_instance, shown
 from nti.editing.alignment import Alignment
 from nti.editing.control_schedule import ControlSchedule, CrossWindow, Window
 from nti.editing.local_blend import START, THRESHOLD, BlendWords, LocalBlend
 from nti.editing.plan import EditPlan
+from nti.editing.unchanged import warn_of_unchanged
 from nti.errors import Callback, check_finite, report
 from nti.image import to_pil
 from nti.inversion.inversion import Inversion
@@ -23,7 +24,14 @@ from nti.networks.control import MapHook
 from nti.sampling.schedule import Schedule, ddim_step
 from nti.sampling.step import controlled_noise, guided_noise
 
-__all__ = ["EditResult", "EditedLatents", "check_objects", "edit", "edit_latents"]
+__all__ = [
+    "EditResult",
+    "EditedLatents",
+    "check_objects",
+    "decode_edits",
+    "edit",
+    "edit_latents",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +83,8 @@ def edit(
 ) -> EditResult:
     """Edit an inverted image by its words (Prompt-to-Prompt, arXiv 2208.01626).
 
+    Warns of an edit that changes nothing that can be seen, and says what to try.
+
     `mode`, `cross_replace`, `blend`, `subtract` and `reweight` take one value for all edits or a
     list, one an edit. Where one of them is a pair (source, edit) or (start, end) it is a tuple,
     never a list.
@@ -84,8 +94,8 @@ def edit(
         inversion: of the source image.
         prompts: E edited prompts, or one.
         mode: `replace` (word for word), `refine` (words added or removed), `reweight` (the same
-            tokens), or `auto`: replace where both prompts have the same number of words, refine
-            elsewhere.
+            tokens), or `auto`: replace where both prompts have the same number of words and none
+            that both have moved, refine elsewhere.
         cross_replace: until which share of the steps an edit's cross-attention is the source's; see
             `CrossWindow`.
         self_replace: until which share of the steps its self-attention is.
@@ -118,7 +128,18 @@ def edit(
         model, inversion, plan, replay=replay, guidance_scale=guidance_scale,
         negative_prompt=negative_prompt, start=start, callback=callback,
     )  # fmt: skip
-    source, *images = to_pil(model.decode_latent(torch.cat([edited.source, edited.latents[-1]])))
+    return decode_edits(model, plan, edited)
+
+
+def decode_edits(model: StableDiffusion, plan: EditPlan, edited: EditedLatents) -> EditResult:
+    """Draw what `edit_latents` gives: the part of `edit` that follows it.
+
+    Warns of an edit that changes nothing that can be seen. NotFiniteError for latents that
+    overflow the decoder.
+    """
+    pixels = model.decode_latent(torch.cat([edited.source, edited.latents[-1]]))
+    warn_of_unchanged(plan, pixels, edited.masks)
+    source, *images = to_pil(pixels)
     masks = None if edited.masks is None else edited.masks.cpu()
     return EditResult(images, edited.latents.cpu(), source, masks, plan.alignments)
 
@@ -168,7 +189,9 @@ def edit_latents(
     if hook is not None and not isinstance(hook, MapHook):
         raise ValueError(f"hook: got {shown(hook)}, expected a MapHook, with `wants` and a call")
     uncond = inversion.uncond[:, None].to(model.device, model.state_dtype)
-    negative = None if negative_prompt is None else model.encode_text([negative_prompt])
+    negative = None
+    if negative_prompt is not None:
+        negative = model.encode_text([a_text("negative_prompt", negative_prompt)])
     w = inversion.guidance_scale
     w_edits = w if guidance_scale is None else a_number("guidance_scale", guidance_scale)
     loop = _Loop(

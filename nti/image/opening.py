@@ -65,7 +65,8 @@ def open_image(image: ImageFile) -> Image.Image:
         )
     if min(image.size) < 1:
         raise ValueError(f"image: got {image.width}x{image.height} pixels, expected 1 or more")
-    return to_srgb(_upright(image))
+    image = _upright(image)  # what a file gave is not kept beside what was turned
+    return to_srgb(image)
 
 
 def _read(path: Path) -> Image.Image:
@@ -109,7 +110,7 @@ def _upright(image: Image.Image) -> Image.Image:
     except Exception as error:  # as in `_read`
         raise ValueError(f"image: not one that can be read ({error})") from error
     try:
-        turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+        turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # parsed by hand in Pillow, which raises whatever stray bytes lead it to
         return image
     return image if turn is None else image.transpose(turn)

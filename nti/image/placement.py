@@ -17,6 +17,9 @@ Box = tuple[int, int, int, int]
 
 FITS = ("crop", "pad", "stretch")
 
+MOST = 10**6
+"""Pixels of a side."""
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -55,7 +58,7 @@ def _sides(name: str, value: object) -> tuple[int, int]:
     pair = value if isinstance(value, tuple | list) else (value, value)
     if len(pair) != 2:
         raise ValueError(f"{name}: got {shown(value)}, expected pixels or (width, height)")
-    width, height = (a_whole_number(name, side, 1, why=", in pixels") for side in pair)
+    width, height = (a_whole_number(name, side, 1, MOST, ", in pixels") for side in pair)
     return width, height
 
 
@@ -103,6 +106,7 @@ def match_original(
             "placement: got none, as of a tensor or of a file saved before there were any;"
             " invert the image's file again to paste edits back"
         )
+    an_instance("placement", placement, Placement)
     upright = open_image(original)
     if upright.size != placement.original:
         raise ValueError(

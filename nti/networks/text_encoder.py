@@ -5,6 +5,7 @@
 import torch
 from torch import Tensor, nn
 
+from nti.autocast import without_autocast
 from nti.config import TextConfig
 
 __all__ = ["TextEncoder"]
@@ -35,6 +36,7 @@ class TextEncoder(nn.Module):
         """Make the causal mask, which no checkpoint holds, after construction on meta."""
         self.tower.attn_mask = self.tower.build_causal_mask().to(device)
 
+    @without_autocast
     def forward(self, tokens: Tensor) -> Tensor:
         """Token ids (B, 77) int64 -> states (B, 77, width) in the weights' dtype."""
         _, states = self.tower(tokens)

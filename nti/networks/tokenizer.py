@@ -7,7 +7,7 @@ import regex  # type: ignore[import-untyped]  # it ships no types
 import torch
 from torch import Tensor
 
-from nti.arguments import a_text
+from nti.arguments import a_text, texts
 
 __all__ = ["BOS", "EOT", "TokenizedPrompt", "Tokenizer", "clean"]
 
@@ -18,6 +18,12 @@ EOT = 49407
 # "<end_of_text>" is text, as it is for transformers.
 _SPLIT = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+")
 _WORD_END = "</w>"
+
+# Weights as other programs write them: (cat:1.3), ((cat)), [cat]. Not (sitting), nor (at 10:30).
+_WEIGHTS = regex.compile(
+    r"\([^():]*[^\d\s():]\s*:\s*(?:\d(?:\.\d*)?|\.\d+)\s*\)"
+    r"|\(\([^()]+\)\)|\[[^\[\]]*\p{L}[^\[\]]*\]"
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,16 @@ class TokenizedPrompt:
         room = len(self.spans)
         cut = f"the prompt is longer than {room} tokens; this was cut: {self.cut!r}"
         return cut if self.cut else ""
+
+    @property
+    def weights_message(self) -> str:
+        """What to warn of where the prompt has weights in other programs' syntax; else empty."""
+        found = ", ".join(repr(match.group()) for match in _WEIGHTS.finditer(self.text))
+        message = (
+            f"{found} in a prompt is plain text here, signs included: write the words alone, and"
+            " weigh those of an edit by reweight, such as {'cat': 1.3} (--reweight cat=1.3)"
+        )
+        return message if found else ""
 
     @property
     def end(self) -> int:
@@ -88,7 +104,7 @@ class Tokenizer:
         """Return the ids of several prompts, (B, context_length) int64."""
         if isinstance(prompts, str):
             raise ValueError(f"prompts: got one string {prompts!r}, expected a list of strings")
-        rows = [self.encode(prompt).ids for prompt in prompts]
+        rows = [self.encode(prompt).ids for prompt in texts("prompts", prompts)]
         return torch.tensor(rows, dtype=torch.int64).reshape(-1, self.context_length)
 
     def _tokens(self, text: str) -> Iterator[tuple[int, tuple[int, int]]]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from nti.autocast import without_autocast
 from nti.config import ScheduleConfig, UNetConfig
 from nti.kernels.backend import check_backend
 from nti.networks.attention import CrossAttention, SelfAttention
@@ -280,6 +281,7 @@ class UNet(nn.Module):
             config.channels, config.latent_channels, 3, padding=1, backend=backend
         )
 
+    @without_autocast
     def forward(
         self,
         latent: Tensor,

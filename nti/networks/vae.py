@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from nti.autocast import without_autocast
 from nti.config import VAEConfig
 from nti.networks.layers import GroupNorm, GroupNormSiLU
 
@@ -147,6 +148,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
         self.to_moments = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
 
+    @without_autocast
     def forward(self, image: Tensor) -> Tensor:
         x = self.conv_in(image)
         for level in self.levels:
@@ -179,6 +181,7 @@ class Decoder(nn.Module):
         self.norm_out = GroupNormSiLU(groups, widths[-1], eps=NORM_EPS)
         self.conv_out = nn.Conv2d(widths[-1], config.image_channels, 3, padding=1)
 
+    @without_autocast
     def forward(self, latent: Tensor) -> Tensor:
         x = self.conv_in(self.from_latent(latent))
         x = self.middle(x)

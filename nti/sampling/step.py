@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nti.autocast import without_autocast
 from nti.networks.control import AttentionControl, MapHook
 from nti.networks.unet import UNet
 from nti.sampling.schedule import Schedule, StepCoefficients, ddim_step, noise_of_velocity
@@ -198,6 +199,7 @@ class IterationResult:
     """(B,) before the update: the mean squared error of the guided step against the target."""
 
 
+@without_autocast  # the backward pass, too
 def null_text_iteration(noise: Noise, x: IterationInputs) -> IterationResult:
     """One inner iteration of Algorithm 1 (null-text inversion paper, eq. 3).
 

@@ -349,10 +349,41 @@ def test_identity_is_for_reweighting(encode):
         ("a cat", "a silver cat", "refine"),
         ("a silver cat", "a cat", "refine"),
         ("a  cat", "A DOG!", "replace"),
+        ("a purple circle on snow", "on snow a purple circle", "refine"),
+        ("a purple circle on snow", "on snow a green circle", "refine"),
+        ("a cat and a dog", "a dog and a cat", "refine"),
+        ("a big red car", "a red fast car", "refine"),
+        ("a red car, a blue car", "a blue car, a blue car", "replace"),  # blue stays where it was
+        ("red blue", "blue green", "refine"),
+        ("a cat on a mat", "the dog on a mat", "replace"),
     ],
 )
-def test_the_mode_follows_from_the_number_of_words(encode, source, target, mode):
+def test_the_mode_follows_from_the_number_of_words_and_from_those_that_moved(
+    encode, source, target, mode
+):
     assert choose_mode(encode(source), encode(target)) == mode
+
+
+def test_words_that_moved_do_not_take_each_others_attention(encode):
+    source, target = encode("a purple circle on snow"), encode("on snow a purple circle")
+    alignment = align("auto", source, target)
+    assert alignment.mode == "refine"
+    for column in range(1, target.end):
+        for row in alignment.mapping[:, column].nonzero().flatten().tolist():
+            assert source.ids[row] == target.ids[column]
+
+
+def test_a_replacement_that_was_asked_for_warns_of_words_that_moved(encode):
+    source, target = encode("a purple circle on snow"), encode("on snow a green circle")
+    message = "'replace' goes by places, and 'on', 'snow', 'a', 'circle' moved in 'on snow a green"
+    with pytest.warns(UserWarning, match=message):
+        assert align("replace", source, target).mode == "replace"
+
+
+def test_a_replacement_in_place_warns_of_nothing(encode, recwarn):
+    align("replace", encode("a cat on a mat"), encode("a dog on a rug"))
+    align("auto", encode("a cat on a mat"), encode("on a mat a cat"))
+    assert not recwarn.list
 
 
 def test_an_unknown_mode_lists_the_modes(encode):

@@ -81,6 +81,16 @@ def test_sites_that_are_not_there_are_named(
         nti.average_attention(model, inversion, **settings)
 
 
+def test_guidance_is_that_of_the_edits(model: StableDiffusion, inversion: Inversion) -> None:
+    plan = EditPlan.create(model.tokenizer, inversion.prompt, TIGER, steps=10, cross_replace=0.0)
+    plain = average_attention(model, inversion, plan)
+    other = average_attention(model, inversion, plan, guidance_scale=1.0)
+    assert_close(other[0], plain[0])
+    assert not torch.allclose(other[1], plain[1], rtol=1e-2)
+    with pytest.raises(ValueError, match="guidance_scale: got 1.0 without a plan, expected None"):
+        average_attention(model, inversion, guidance_scale=1.0)
+
+
 def test_components_need_maps_among_positions() -> None:
     with pytest.raises(ValueError, match=r"got \(4, 4, 77\), expected \(h, w, h \* w\)"):
         self_attention_components(torch.zeros(4, 4, 77), 1)

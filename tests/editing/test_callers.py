@@ -130,7 +130,7 @@ CALLS: dict[str, Call] = {
     "plan of maps": lambda m, i, x: attention_grid(m, i, x),
     **{
         f"{name} of maps": lambda m, i, x, name=name: attention_grid(m, i, **{name: x})
-        for name in ("level", "places", "block")
+        for name in ("level", "places", "block", "guidance_scale", "callback")
     },
     "kind of maps": lambda m, i, x: average_attention(m, i, kind=x),
     "encoded": lambda m, i, x: m.tokenizer.encode(x),
@@ -143,6 +143,7 @@ def short(model: StableDiffusion) -> Inversion:
     return nti.generate(model, "a cat sitting next to a mirror", steps=10)
 
 
+@pytest.mark.filterwarnings("ignore:edit. .* changes the picture by")
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("value", WRONG.values(), ids=WRONG)
 def test_what_is_no_setting_is_an_error_of_one_line(
@@ -179,7 +180,7 @@ def test_what_is_no_setting_is_an_error_of_one_line(
         ("plan", "x", "plan: got 'x', expected one of EditPlan"),
         ("callback", 3, "callback: got 3, expected a function or None"),
         ("hook", print, "hook: got .*, expected a MapHook"),
-        ("negative_prompt", 3, "prompt: got 3, expected a string"),
+        ("negative_prompt", 3, "negative_prompt: got 3, expected a string"),
         ("level of maps", 0.0, r"level: got 0\.0, expected a whole number"),
         ("places of maps", 1, "places: got 1, expected a string or a list of strings"),
         ("maps", torch.full((2, 2, 4), torch.nan), "maps: got values that are not finite"),
