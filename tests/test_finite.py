@@ -184,10 +184,8 @@ def test_an_edit_leaves_the_warning_filters_alone(
 
 
 def test_attention_is_guarded_too(model: StableDiffusion, inversion: Inversion) -> None:
-    latents = inversion.latents.clone()
-    latents[3] = torch.nan
-    spoilt = dataclasses.replace(inversion)
-    object.__setattr__(spoilt, "latents", latents)  # an inversion itself refuses them
+    spoilt = dataclasses.replace(inversion, latents=inversion.latents.clone())
+    spoilt.latents[3] = torch.nan  # behind the back of the check that an inversion makes
     with pytest.raises(NotFiniteError, match=r"attention at timestep 601: .* torch\.float64"):
         nti.average_attention(model, spoilt)
 

@@ -251,11 +251,3 @@ def test_float64_stays_float64(tmp_path: Path) -> None:
     arguments = ["invert", image, "--prompt", "a red cross on wood", "--dtype", "float64"]
     assert main([*arguments, "--method", "ddim", *FEW, "-o", str(path)]) == 0
     assert Inversion.load(path).latents.dtype == torch.float64
-
-
-def test_an_edit_that_changes_nothing_is_told_of(
-    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = str(tmp_path / "e.png")
-    assert main(["edit", str(saved), "--prompt", CAPTION, "-o", out]) == 0
-    assert "nti: warning: edit: 'a purple circle on snow' changes" in capsys.readouterr().err
