@@ -271,11 +271,3 @@ def test_an_inversion_goes_to_other_programs_and_comes_back(saved: Path, tmp_pat
         assert main(["reconstruct", str(inversion), "-o", str(tmp_path / "r.png")]) == 0
         pictures.append((tmp_path / "r.png").read_bytes())
     assert pictures[0] == pictures[1]
-
-
-def test_an_edit_that_changes_nothing_is_told_of(
-    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = str(tmp_path / "e.png")
-    assert main(["edit", str(saved), "--prompt", CAPTION, "-o", out]) == 0
-    assert "nti: warning: edit: 'a purple circle on snow' changes" in capsys.readouterr().err
