@@ -225,6 +225,12 @@ def test_what_is_no_image_is_refused(image: object) -> None:
         open_image(image)
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", ".", "/dev/null"], ids=range(4))
+def test_a_name_that_is_no_files_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="no such file; expected an image"):
+        open_image(name)
+
+
 def test_a_pil_image_whose_file_is_damaged_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(png(8, 8, rows=ROWS[:-9]))

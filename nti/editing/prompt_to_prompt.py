@@ -100,7 +100,7 @@ def edit(
             `CrossWindow`.
         self_replace: until which share of the steps its self-attention is.
         blend: words outside whose regions nothing changes: ("cat", "tiger"), or one for both
-            prompts.
+            prompts. Several words of a prompt stand in a tuple or between commas.
         subtract: words in whose regions nothing changes.
         reweight: factors on the attention of words of the edited prompt: {"tiger": 2.0}.
         blend_start: share of the steps before blending begins.

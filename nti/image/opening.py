@@ -70,7 +70,7 @@ def open_image(image: ImageFile) -> Image.Image:
 
 
 def _read(path: Path) -> Image.Image:
-    if not path.is_file():
+    if not os.path.isfile(path):  # which no name makes fail
         raise ValueError(f"{path}: no such file; expected an image")
     try:
         # By its name, Pillow maps a grey TIFF into memory and shears it if it is rotated.
