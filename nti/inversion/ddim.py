@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from nti.arguments import a_choice
 from nti.errors import Callback, check_finite, report
 from nti.execution.steps import Steps
 from nti.sampling.schedule import Schedule, ddim_inverse_step
@@ -16,8 +17,7 @@ TIMESTEP_RULES = ("target", "current")
 
 def check_noise_at(noise_at: str) -> None:
     """Raise ValueError for another rule than `TIMESTEP_RULES`."""
-    if noise_at not in TIMESTEP_RULES:
-        raise ValueError(f"noise_at: got {noise_at!r}, expected one of {', '.join(TIMESTEP_RULES)}")
+    a_choice("noise_at", noise_at, TIMESTEP_RULES)
 
 
 @torch.no_grad()

@@ -1,13 +1,13 @@
 """A picture from a seed, as an inversion without an image: it is edited like any other."""
 
-import math
-
 import torch
 
+from nti.arguments import a_number, a_text, a_whole_number
 from nti.errors import Callback
 from nti.inversion.inversion import GENERATED, Inversion
 from nti.inversion.provenance import Provenance, describe_versions
 from nti.inversion.sampling import sample
+from nti.inversion.source import width_and_height
 from nti.model import StableDiffusion
 
 __all__ = ["generate"]
@@ -48,15 +48,15 @@ def generate(
 
     """
     config = model.config
-    w = config.guidance_scale if guidance_scale is None else guidance_scale
-    if not math.isfinite(w):
-        raise ValueError(f"guidance_scale: got {w}, expected a finite number")
-    side = config.image_size if size is None else size
-    if isinstance(side, str) or (not isinstance(side, int) and len(side) != 2):
-        raise ValueError(f"size: got {size!r}, expected pixels or (width, height)")
-    width, height = (side, side) if isinstance(side, int) else side
+    prompt, negative_prompt = a_text("prompt", prompt), a_text("negative_prompt", negative_prompt)
+    seed = a_whole_number("seed", seed, 0, 2**63 - 1)
+    steps = a_whole_number("steps", steps, 1)
+    w = a_number(
+        "guidance_scale", config.guidance_scale if guidance_scale is None else guidance_scale
+    )
+    width, height = width_and_height(config.image_size if size is None else size)
     multiple = config.granularity
-    if width < 1 or height < 1 or width % multiple or height % multiple:
+    if width % multiple or height % multiple:
         raise ValueError(f"size: got {width}x{height}, expected multiples of {multiple} pixels")
     schedule = model.schedule(steps)
     shape = (1, config.unet.latent_channels) + tuple(

@@ -1,15 +1,19 @@
 """How an image is inverted."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
+from nti.arguments import a_choice, a_number, a_whole_number, shown
 from nti.inversion.ddim import check_noise_at
 from nti.inversion.inversion import METHODS
 from nti.inversion.null_text import Rule, published_learning_rate, published_threshold
 from nti.model import StableDiffusion
 
 __all__ = ["InversionSettings"]
+
+
+MOST = 10_000
+"""Of timesteps, and of iterations at one of them."""
 
 
 @dataclass(frozen=True)
@@ -33,24 +37,24 @@ class InversionSettings:
     """Of the early stop, a function of (index, steps)."""
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"method: got {self.method!r}, expected one of {', '.join(METHODS)}")
-        if self.method == "null-text" and self.inner_steps < 1:
-            raise ValueError(
-                f"inner_steps: got {self.inner_steps}, expected 1 or more;"
-                f" for none at all choose method='ddim'"
-            )
+        method = a_choice("method", self.method, METHODS)
+        why = "; for none at all choose method='ddim'"
+        fewest = 1 if method == "null-text" else 0
+        w = self.guidance_scale
+        checked = {
+            "steps": a_whole_number("steps", self.steps, 1, MOST),
+            "inner_steps": a_whole_number("inner_steps", self.inner_steps, fewest, MOST, why),
+            "guidance_scale": None if w is None else a_number("guidance_scale", w),
+        }
+        for name, value in checked.items():  # a NumPy scalar is a number, too
+            object.__setattr__(self, name, value)
         check_noise_at(self.noise_at)
-        if self.steps < 1:
-            raise ValueError(f"steps: got {self.steps}, expected 1 or more")
         for name in ("learning_rate", "threshold"):
             if not callable(rule := getattr(self, name)):
                 raise ValueError(
-                    f"{name}: got {rule!r}, expected a function of (index, steps), such as"
-                    f" lambda index, steps: {rule!r}"
+                    f"{name}: got {shown(rule)}, expected a function of (index, steps), such as"
+                    f" lambda index, steps: {shown(rule)}"
                 )
-        if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
-            raise ValueError(f"guidance_scale: got {self.guidance_scale}, expected a finite number")
 
     def table(self, model: StableDiffusion) -> dict[str, Any]:
         """Return all that was chosen as JSON can hold it, each rule as T numbers."""
@@ -61,6 +65,10 @@ class InversionSettings:
             "guidance_scale": float(model.config.guidance_scale if w is None else w),
             "inner_steps": self.inner_steps,
             "noise_at": self.noise_at,
-            "learning_rate": [float(self.learning_rate(i, steps)) for i in range(steps)],
-            "threshold": [float(self.threshold(i, steps)) for i in range(steps)],
+            "learning_rate": _tabulated("learning_rate", self.learning_rate, steps),
+            "threshold": _tabulated("threshold", self.threshold, steps),
         }
+
+
+def _tabulated(name: str, rule: Rule, steps: int) -> list[float]:
+    return [a_number(f"{name}({i}, {steps})", rule(i, steps)) for i in range(steps)]

@@ -7,11 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from nti.arguments import a_text, a_whole_number, shown
 from nti.image import ImageLike, Placement, fit_image, load_image, open_image
 from nti.inversion.provenance import image_digest
 from nti.model import StableDiffusion
 
-__all__ = ["Size", "Source", "read_sources", "stacked"]
+__all__ = ["Size", "Source", "read_sources", "stacked", "width_and_height"]
 
 Size = int | tuple[int, int] | Literal["native"]
 """The side of a square, (width, height), or the image's own size, each side rounded to the model's
@@ -42,7 +43,9 @@ def read_sources(
     for number, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
         try:
             pixels, placement = _fitted(model, image, size, fit)
-            sources[number] = Source(prompt, pixels, placement, image_digest(image))
+            sources[number] = Source(
+                a_text("prompt", prompt), pixels, placement, image_digest(image)
+            )
         except (ValueError, OSError) as error:
             errors[number] = error
     return sources, errors
@@ -59,6 +62,20 @@ def stacked(pixels: list[Tensor]) -> Tensor:
     return torch.cat(pixels)
 
 
+def width_and_height(size: object, also: str = "") -> tuple[int, int]:
+    """Return pixels, the side of a square or (width, height), as a pair.
+
+    ValueError for all else; its message says what is allowed `also`.
+    """
+    sides = size if isinstance(size, tuple | list) else (size, size)
+    try:
+        width, height = (a_whole_number("size", side, 1) for side in sides)
+    except ValueError:
+        message = f"size: got {shown(size)}, expected pixels or (width, height){also}"
+        raise ValueError(message) from None
+    return width, height
+
+
 def _fitted(
     model: StableDiffusion, image: ImageLike, size: Size | None, fit: str
 ) -> tuple[Tensor, Placement | None]:
@@ -71,9 +88,7 @@ def _fitted(
     upright = open_image(image)
     size = config.image_size if size is None else size
     wanted = upright.size if size == "native" else size
-    if isinstance(wanted, str) or (not isinstance(wanted, int) and len(wanted) != 2):
-        raise ValueError(f"size: got {size!r}, expected pixels, (width, height) or 'native'")
-    width, height = (wanted, wanted) if isinstance(wanted, int) else wanted
+    width, height = width_and_height(wanted, " or 'native'")
     multiple = config.granularity
     nearest = tuple(max(1, round(side / multiple)) * multiple for side in (width, height))
     if size != "native" and (width, height) != nearest:
