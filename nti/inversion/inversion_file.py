@@ -31,7 +31,7 @@ WEIGHTS = {network: f"weights.{network}" for network in NETWORKS}
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-STEPS, SIDE, TOKENS, WIDTH = 1000, 4096, 4096, 16384
+STEPS, SIDE, TOKENS, WIDTH = 10_000, 4096, 4096, 16384
 """The most timesteps, latent positions along a side, tokens and channels of an embedding."""
 
 Text = Annotated[str, Meta(max_length=100_000)]

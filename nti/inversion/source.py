@@ -43,9 +43,8 @@ def read_sources(
     for number, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
         try:
             pixels, placement = _fitted(model, image, size, fit)
-            sources[number] = Source(
-                a_text("prompt", prompt), pixels, placement, image_digest(image)
-            )
+            words = a_text("prompt", prompt)
+            sources[number] = Source(words, pixels, placement, image_digest(image))
         except (ValueError, OSError) as error:
             errors[number] = error
     return sources, errors
@@ -62,6 +61,10 @@ def stacked(pixels: list[Tensor]) -> Tensor:
     return torch.cat(pixels)
 
 
+LARGEST = 2**16
+"""Pixels along a side."""
+
+
 def width_and_height(size: object, also: str = "") -> tuple[int, int]:
     """Return pixels, the side of a square or (width, height), as a pair.
 
@@ -69,7 +72,7 @@ def width_and_height(size: object, also: str = "") -> tuple[int, int]:
     """
     sides = size if isinstance(size, tuple | list) else (size, size)
     try:
-        width, height = (a_whole_number("size", side, 1) for side in sides)
+        width, height = (a_whole_number("size", side, 1, LARGEST) for side in sides)
     except ValueError:
         message = f"size: got {shown(size)}, expected pixels or (width, height){also}"
         raise ValueError(message) from None

@@ -137,7 +137,7 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "other side": (lambda h, t: t.update(pivot=t["pivot"][..., :2]), "twice"),
     "no tensor": (lambda h, t: t.pop("losses"), "got no losses"),
     "stranger": (lambda h, t: t.update(x=torch.ones(1)), "unknown ones: x"),
-    "steps": (lambda h, t: t.update(uncond=torch.ones(1001, 1, 1)), "uncond: got"),
+    "steps": (lambda h, t: t.update(uncond=torch.ones(10_001, 1, 1)), "uncond: got"),
     "weights": (lambda h, t: t.pop("weights.vae"), "expected all of weights.unet"),
 }
 
