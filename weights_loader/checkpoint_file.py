@@ -51,6 +51,10 @@ class Index:
     """The file of each tensor, in the same folder."""
 
 
+LONGEST_NAME = 255
+"""Bytes; systems fail for longer ones."""
+
+
 class Shards:
     """Several safetensors files that are read as one; a context manager, as `safe_open` is."""
 
@@ -59,10 +63,11 @@ class Shards:
         self.map = read_json(index, Index).weight_map
         names = sorted(set(self.map.values()))
         for name in names:
-            if set(name) & set("/\\\0") or not name.endswith(".safetensors"):
+            plain = name.endswith(".safetensors") and not set(name) & set("/\\\0")
+            if not plain or len(name.encode()) > LONGEST_NAME:
                 raise CheckpointError(
-                    f"{index}: weight_map: got a file {name!r}, expected the plain name of a"
-                    " .safetensors file in the same folder"
+                    f"{index}: weight_map: got a file '{printable(name)}', expected the plain name"
+                    " of a .safetensors file in the same folder"
                 )
         if not 0 < len(names) <= MOST_SHARDS:
             raise CheckpointError(

@@ -2,6 +2,7 @@
 files, a saved inversion's header.
 """
 
+import re
 from typing import TypeVar
 
 import msgspec
@@ -12,6 +13,11 @@ T = TypeVar("T")
 
 LONGEST = 16 * 2**20
 """Bytes of JSON that are read at most."""
+
+STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+
+DEEPEST = 64
+"""Brackets within each other. Whoever walks or shows a value may do so by recursion."""
 
 SHOWN = 500
 """Characters of a stranger's text that are shown at most."""
@@ -34,12 +40,24 @@ def decode(text: str | bytes, kind: type[T], what: str) -> T:
     data = data.removeprefix(b"\xef\xbb\xbf")
     if len(data) > LONGEST:
         raise ValueError(f"{what}: got {len(data)} bytes of JSON, expected {LONGEST} at most")
+    if _depth(data) > DEEPEST:
+        raise ValueError(f"{what}: got JSON nested more than {DEEPEST} deep, expected less")
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
         raise ValueError(f"{what}: {_in_words(error)}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{what}: got text that is no JSON ({error})") from None
+
+
+def _depth(data: bytes) -> int:
+    """Return how deep brackets are nested, those in strings aside."""
+    depth = deepest = 0
+    outside = STRING.sub(b"", data)
+    for bracket in re.findall(rb"[\[\]{}]", outside):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def convert(value: object, kind: type[T], what: str) -> T:

@@ -85,7 +85,7 @@ def _mutated(value: Any, random: Random) -> Any:
         if kind < 0.15:
             del value[at]
         elif kind < 0.3:
-            value[at:at] = [value[at]] * random.choice((1, 1, 10_000))
+            value[at:at] = [value[at]] * random.choice((1, 1, 300))
         else:
             value[at] = _mutated(value[at], random)
         return value

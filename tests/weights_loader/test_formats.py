@@ -118,6 +118,7 @@ def test_an_autoencoder_in_several_files_over_another(
         (r"..\\x.safetensors", "expected the plain name"),
         ("..", r"got a file '\.\.', expected the plain name"),
         ("x\0.safetensors", "expected the plain name"),
+        ("\u00e9" * 125 + ".safetensors", "expected the plain name"),  # 262 bytes
         ("passwd.bin", "expected the plain name of a .safetensors file"),
         ("gone.safetensors", "got no gone.safetensors, expected every file"),
         ("", "weight_map.* expected `str` of length >= 1"),
