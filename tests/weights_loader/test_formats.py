@@ -125,7 +125,19 @@ def test_an_autoencoder_in_several_files_over_another(
         (3, "weight_map.* expected `str`, got `int`"),
         (None, "weight_map.* expected `str`, got `null`"),
     ],
-    ids="parent absolute backslash dots nul long bin gone empty int null".split(),
+    ids=[
+        "parent",
+        "absolute",
+        "backslash",
+        "dots",
+        "nul",
+        "long",
+        "bin",
+        "gone",
+        "empty",
+        "int",
+        "null",
+    ],
 )
 def test_an_index_that_names_another_file_is_refused(
     small: StableDiffusion, tmp_path: Path, change: object, message: str
