@@ -52,16 +52,23 @@ def _describe_network(report: NetworkReport) -> str:
 
 
 def _describe_inversion(inversion: Inversion) -> str:
-    rounds = (~inversion.losses.isnan()).sum().item()
+    made = inversion.made
     height, width = inversion.latents.shape[-2:]
-    return "\n".join(
-        [
-            f"inversion made with {inversion.model_name}",
-            f"prompt: {inversion.prompt}",
-            f"method: {inversion.method}, guidance {inversion.guidance_scale:g},"
-            f" {inversion.steps} steps",
-            f"latent: {height} x {width}",
-            f"embeddings: {tuple(inversion.uncond.shape)} {inversion.uncond.dtype}",
-            f"inner iterations: {rounds}",
-        ]
-    )
+    lines = [
+        f"inversion made with {printable(inversion.model_name)}",
+        f"prompt: {printable(inversion.prompt)}",
+        f"method: {inversion.method}, guidance {inversion.guidance_scale:g},"
+        f" {inversion.steps} steps",
+        f"latent: {height} x {width}",
+        f"embeddings: {tuple(inversion.uncond.shape)} {inversion.uncond.dtype}",
+        f"inner iterations: {sum(inversion.iterations)}",
+    ]
+    if inversion.weights is None or made is None:
+        return "\n".join([*lines, "format 1: it does not say with which weights it was made"])
+    lines.append(f"image: SHA-256 {made.image_sha256}" if made.image_sha256 else "no image")
+    # Rules are tables of T numbers: their first is enough here.
+    facts = {k: v[0] if isinstance(v, list) and v else v for k, v in made.settings.items()}
+    for name, values in (("settings", facts), ("versions", made.versions)):
+        words = ", ".join(f"{key} {value}" for key, value in values.items())
+        lines.append(f"{name}: {printable(words)}")
+    return "\n".join(lines)

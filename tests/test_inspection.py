@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,19 @@ def test_a_saved_inversion(inversion: Inversion, tmp_path: Path) -> None:
     inversion.save(tmp_path / "x.nti.safetensors")
     text = describe_file(tmp_path / "x.nti.safetensors")
     assert "prompt: a cat sitting next to a mirror" in text and "10 steps" in text
+    assert f"inner iterations: {sum(inversion.iterations)}" in text
+    assert inversion.made is not None and inversion.made.image_sha256 is not None
+    assert f"image: SHA-256 {inversion.made.image_sha256}" in text
+    assert "noise_at target" in text and f"torch {torch.__version__}" in text
+
+
+def test_a_saved_inversion_of_format_1_and_words_that_a_terminal_would_obey(
+    inversion: Inversion, tmp_path: Path
+) -> None:
+    odd = dataclasses.replace(inversion, prompt="a\x1b[2Jcat", weights=None, made=None)
+    odd.save(tmp_path / "x.nti.safetensors")
+    text = describe_file(tmp_path / "x.nti.safetensors")
+    assert "prompt: a\\x1b[2Jcat" in text and "does not say with which weights" in text
 
 
 def test_a_file_of_another_kind_is_an_error(tmp_path: Path) -> None:
