@@ -198,9 +198,9 @@ def test_negative_prompt_inversion_samples_as_at_guidance_1(
     ("settings", "message"),
     [
         ({"method": "magic"}, "method: got 'magic', expected one of null-text"),
-        ({"inner_steps": 0}, "inner_steps: got 0, expected 1 or more"),
+        ({"inner_steps": 0}, "inner_steps: got 0, expected 1 to 10000; for none at all"),
         ({"steps": 1000}, "steps: got 1000, expected 1 to 999"),
-        ({"steps": 0}, "steps: got 0, expected 1 or more"),
+        ({"steps": 0}, "steps: got 0, expected 1 to 10000"),
         ({"learning_rate": 0.01}, "learning_rate: got 0.01, expected a function of"),
         ({"threshold": None}, "threshold: got None, expected a function of"),
         ({"guidance_scale": float("nan")}, "guidance_scale: got nan"),
