@@ -91,8 +91,9 @@ def test_the_native_size_is_the_images_own_to_the_nearest_multiple(
     [
         (100, "size: got 100x100, expected multiples of 16, which tiny needs; .* 96x96"),
         ((64, 40), "size: got 64x40, expected multiples of 16, .* nearest are 64x32"),
-        (0, "the nearest are 16x16"),
-        ("big", r"size: got 'big', expected pixels, \(width, height\) or 'native'"),
+        (0, r"size: got 0, expected pixels or \(width, height\)"),
+        (1, "the nearest are 16x16"),
+        ("big", r"size: got 'big', expected pixels or \(width, height\) or 'native'"),
         ((64, 64, 3), "size: got .64, 64, 3., expected pixels"),
     ],
 )
