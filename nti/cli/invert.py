@@ -93,11 +93,15 @@ def run(options: argparse.Namespace) -> None:
                 watch=InversionProgress(shown, model.schedule(settings.steps), settings),
                 state=state, **vars(settings),
             )  # fmt: skip
+        try:
+            keep(output, lambda path: inversion.save(path, dtype=dtype))
+        except ValueError:  # values too large for --store
+            state.flush()
+            raise
     except BaseException as error:
         if state.path.exists():
             error.add_note(f"the same command goes on from {state.path}")
         raise
-    keep(output, lambda path: inversion.save(path, dtype=dtype))
     state.remove()
     options.terminal.wrote(output)
 

@@ -107,6 +107,26 @@ def test_restart_begins_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert out.exists() and not state_path(out).exists()
 
 
+def test_what_cannot_be_stored_in_half_precision_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "x.safetensors"
+    command = ["invert", IMAGE, "--prompt", CAPTION, *FEW, "-o", str(out)]
+    refusal = ValueError("dtype: got float16, expected one that can hold all of uncond")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise refusal
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nti.inversion.inversion_file.write_tensors", refuse)
+        assert main([*command, "--store", "float16"]) == 2
+    assert "expected one that can hold all of" in capsys.readouterr().err
+    assert state_path(out).exists() and not out.exists()
+    assert main([*command, "--json"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event["event"] for event in events] == ["wrote"], "nothing is computed again"
+
+
 def test_a_long_name_has_a_state_too(tmp_path: Path) -> None:
     out = tmp_path / f"{'n' * 239}.safetensors"
     image = str(sample_image("purple-circle"))
