@@ -58,9 +58,11 @@ def test_a_reader_without_torch_finds_the_words(small: Inversion, tmp_path: Path
 
 
 def test_the_same_inversion_is_the_same_bytes(small: Inversion, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        small.save(tmp_path / name)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    saved = set()
+    for _ in range(10):  # safetensors writes several keys of metadata in an order of chance
+        small.save(tmp_path / "x")
+        saved.add((tmp_path / "x").read_bytes())
+    assert len(saved) == 1
 
 
 def test_no_flipped_bit_goes_unseen(small: Inversion, tmp_path: Path) -> None:

@@ -84,7 +84,9 @@ def test_stopping_by_the_callback_keeps_the_state(
     path = tmp_path / "x.state"
     with pytest.raises(Stopped):
         run(model, image, StateFile(path), callback=lambda done, total: done == 6)
-    assert run(model, image, StateFile(path)) == whole
+    second: list[InversionState] = []
+    assert run(model, image, StateFile(path), second.append) == whole
+    assert len(second) == 2 * (3 + 1), "the pivot and two timesteps were done"
     state = StateFile(path)
     state.remove()
     assert not path.exists()
