@@ -17,7 +17,7 @@ from nti.fingerprint import NETWORKS, Fingerprint
 from nti.image import Placement
 from nti.inversion.provenance import Provenance
 from nti.inversion.tensor_file import TensorFile, read_tensors, write_tensors
-from nti.weights_loader.metadata import convert
+from nti.weights_loader.metadata import convert, printable
 
 __all__ = ["KEY", "InversionFileError", "read", "write"]
 
@@ -98,7 +98,7 @@ def read(path: str | Path) -> tuple[Header, dict[str, Tensor], Fingerprint | Non
         return header, _checked(file), _fingerprint(file)
     except (ValueError, SafetensorError) as error:
         raise InversionFileError(
-            f"{path}: not a saved inversion ({error}): make one with `nti invert`"
+            f"{path}: not a saved inversion ({printable(str(error))}): make one with `nti invert`"
         ) from error
 
 

@@ -18,6 +18,7 @@ from nti.inversion.inversion import Inversion, InversionFileError
 from nti.inversion.provenance import Provenance, describe_versions
 from nti.inversion.sampling import sample
 from nti.model import StableDiffusion
+from nti.weights_loader.metadata import printable
 
 __all__ = ["from_published", "read_published", "to_published", "write_published"]
 
@@ -114,7 +115,7 @@ def read_published(path: str | Path) -> tuple[Tensor, Tensor]:
         return tensors[NAMES[0]], tensors[NAMES[1]]
     except (SafetensorError, OSError, KeyError) as error:
         raise InversionFileError(
-            f"{path}: got no safetensors file with {' and '.join(NAMES)} ({error}): save them by"
+            f"{path}: got no safetensors file with {' and '.join(NAMES)} ({printable(str(error))}): save them by"
             " save_file({'x_t': x_t, 'uncond_embeddings': torch.stack(uncond_embeddings)}, path)"
         ) from error
 

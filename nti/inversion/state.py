@@ -14,6 +14,7 @@ from torch import Tensor
 from nti.inversion.null_text import NullTextState, Timestep
 from nti.inversion.tensor_file import read_tensors, write_tensors
 from nti.sampling.step import AdamState
+from nti.weights_loader.metadata import printable
 
 __all__ = ["InversionState", "StateFile", "StateFileError", "Watch"]
 
@@ -97,7 +98,7 @@ class StateFile:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StateFileError(
-                f"{self.path}: cannot be gone on from ({error}); {advice}"
+                f"{self.path}: cannot be gone on from ({printable(str(error))}); {advice}"
             ) from error
 
     def keep(self, state: InversionState) -> None:
