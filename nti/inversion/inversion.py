@@ -13,6 +13,7 @@ from nti.image import Placement
 from nti.inversion import inversion_file
 from nti.inversion.inversion_file import Header, InversionFileError
 from nti.inversion.provenance import Provenance
+from nti.weights_loader.metadata import printable
 
 __all__ = ["GENERATED", "METHODS", "Inversion", "InversionFileError", "Provenance"]
 
@@ -122,7 +123,8 @@ class Inversion:
         try:
             return cls(**fields, weights=weights)
         except ValueError as error:
-            raise InversionFileError(f"{path}: not a saved inversion ({error})") from error
+            found = printable(str(error))
+            raise InversionFileError(f"{path}: not a saved inversion ({found})") from error
 
     def __eq__(self, other: object) -> bool:
         """Compare words, numbers and tensors exactly; NaN equals NaN, and nothing else."""

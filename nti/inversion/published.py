@@ -115,7 +115,8 @@ def read_published(path: str | Path) -> tuple[Tensor, Tensor]:
         return tensors[NAMES[0]], tensors[NAMES[1]]
     except (SafetensorError, OSError, KeyError) as error:
         raise InversionFileError(
-            f"{path}: got no safetensors file with {' and '.join(NAMES)} ({printable(str(error))}): save them by"
+            f"{path}: got no safetensors file with {' and '.join(NAMES)}"
+            f" ({printable(str(error))}): save them by"
             " save_file({'x_t': x_t, 'uncond_embeddings': torch.stack(uncond_embeddings)}, path)"
         ) from error
 
