@@ -19,7 +19,7 @@ try:
 except ImportError:  # a system without such locks tells abandoned files by their age alone
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["PICTURES", "check_writable", "encode_picture", "write_file", "write_picture"]
+__all__ = ["PICTURES", "check_writable", "encode_picture", "locked", "write_file", "write_picture"]
 
 PICTURES = {
     ".png": "PNG",
@@ -61,6 +61,7 @@ def write_file(path: str | Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+            file.close()
             os.replace(part, target)
         _sync_folder(target.parent)
 
@@ -81,6 +82,30 @@ def check_writable(path: str | Path) -> None:
             file.write(bytes(TRIED))
             file.flush()
             os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock by a file of its own, which is gone at the end.
+
+    Raises BlockingIOError where another process or thread holds it, and OSError where the file
+    cannot be made.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        if not _lock(descriptor):
+            os.close(descriptor)
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        with contextlib.suppress(FileNotFoundError):
+            # Who held it before may have removed the file between the two lines above.
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                break
+        os.close(descriptor)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def encode_picture(image: "Image.Image", suffix: str) -> bytes:
@@ -148,11 +173,12 @@ _BINARY = getattr(os, "O_BINARY", 0)
 
 def _lock(descriptor: int) -> bool:
     """Lock a file until it is closed, by its process's death at the latest; False if it is."""
-    if fcntl is not None:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
+    with contextlib.suppress(OSError):  # of a system of files that has no locks
+        if fcntl is not None:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
     return True
 
 

@@ -1,7 +1,9 @@
-"""A few numbers of each weight, by which a model is known again in another layout or dtype."""
+"""What a model is known by in another layout or dtype: samples of its weights, and its numbers."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ SMALLEST = 2.0**-24
 
 @dataclass(frozen=True, eq=False)
 class Fingerprint:
-    """Samples of the weights of UNet, text encoder and autoencoder.
+    """Samples of the weights of UNet, text encoder and autoencoder, and what else they compute by.
 
     The same checkpoint in float32, float16 or bfloat16, and in any layout, has samples that differ
     by rounding alone. Of a fine-tune some differ by more.
@@ -31,15 +33,25 @@ class Fingerprint:
 
     samples: Mapping[str, Tensor]
     """By network, each (N,) float32 on the CPU, in the order of the weights' sorted names."""
+    numbers: Mapping[str, Mapping[str, Any]]
+    """By network, what no weight holds, as JSON can: heads, levels, schedule, scale."""
 
     @classmethod
-    def of(cls, networks: Mapping[str, nn.Module]) -> "Fingerprint":
+    def of(
+        cls, networks: Mapping[str, nn.Module], numbers: Mapping[str, Mapping[str, Any]]
+    ) -> "Fingerprint":
         """Read `SAMPLES` values of each weight of the networks `unet`, `text` and `vae`."""
-        return cls({name: _samples(networks[name]) for name in NETWORKS})
+        plain: dict[str, dict[str, Any]] = json.loads(json.dumps(numbers))
+        return cls({name: _samples(networks[name]) for name in NETWORKS}, plain)
 
     def differing(self, other: "Fingerprint") -> list[str]:
-        """Return the networks whose weights are not the other's, rounding aside."""
-        return [name for name in NETWORKS if not _alike(self.samples[name], other.samples[name])]
+        """Return the networks that are not the other's, in weights (rounding aside) or numbers."""
+        return [
+            name
+            for name in NETWORKS
+            if self.numbers[name] != other.numbers[name]
+            or not _alike(self.samples[name], other.samples[name])
+        ]
 
 
 @torch.no_grad()

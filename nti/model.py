@@ -91,8 +91,14 @@ class StableDiffusion:
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
-        """A few numbers of each weight, by which an inversion knows its model again."""
-        return Fingerprint.of({"unet": self.unet, "text": self.text, "vae": self.vae})
+        """By which an inversion knows its model again."""
+        schedule = dataclasses.asdict(self.config.schedule)
+        numbers = {
+            "unet": {**dataclasses.asdict(self.config.unet), "schedule": schedule},
+            "text": dataclasses.asdict(self.config.text),
+            "vae": dataclasses.asdict(self.config.vae),
+        }
+        return Fingerprint.of({"unet": self.unet, "text": self.text, "vae": self.vae}, numbers)
 
     def with_execution(self, execution: str, *, compiler: str = "inductor") -> "StableDiffusion":
         """Return the same model, on the same weights, whose steps run in another way.

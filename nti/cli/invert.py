@@ -66,14 +66,14 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Invert the image and save, or go on where the same command was ended."""
+    from nti.image import open_image
     from nti.inversion.invert import InversionSettings, invert
     from nti.inversion.null_text import published_learning_rate, published_threshold
     from nti.inversion.state import StateFile
 
     output = check_output(options, options.output, "inversion")
-    state = StateFile(state_path(output))
-    if options.restart:
-        state.remove()
+    state = StateFile(state_path(output), restart=options.restart)
+    open_image(options.image)  # what cannot be read shows before the model is loaded
     size = parse_size(options.size)
     dtype = parse_dtype(options.store, "--store", ("float16", "bfloat16"))
     settings = InversionSettings(
@@ -95,9 +95,15 @@ def run(options: argparse.Namespace) -> None:
             )  # fmt: skip
         try:
             keep(output, lambda path: inversion.save(path, dtype=dtype))
-        except ValueError:  # values too large for --store
+        except ValueError as error:  # values that --store cannot hold
+            if state.flush():
+                error.add_note(f"without --store the same command goes on from {state.path}")
+            raise
+        except OSError:
             state.flush()
             raise
+    except ValueError:  # the same command would end like this again
+        raise
     except BaseException as error:
         if state.path.exists():
             error.add_note(f"the same command goes on from {state.path}")

@@ -6,7 +6,7 @@ docs/format.md describes both.
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from msgspec import Meta
@@ -53,6 +53,8 @@ class Header:
     made: Provenance | None = None
     iterations: list[int] | None = None
     """What the losses say, too: for readers that do not look at tensors."""
+    networks: dict[str, dict[str, Any]] | None = None
+    """What the model computes by that no weight holds; see `Fingerprint.numbers`."""
     format: str = FORMATS[0]
 
 
@@ -71,9 +73,11 @@ def write(
         kept[name] = kept[name].to(dtype)
         if not kept[name].isfinite().all():
             raise ValueError(f"dtype: got {dtype}, expected one that can hold all of {name}")
+    words = {**asdict(header), "format": FORMATS[1]}
     if weights is not None:
         kept |= {WEIGHTS[network]: weights.samples[network] for network in NETWORKS}
-    write_tensors(path, KEY, {**asdict(header), "format": FORMATS[1]}, kept)
+        words["networks"] = weights.numbers
+    write_tensors(path, KEY, words, kept)
 
 
 def read(path: str | Path) -> tuple[Header, dict[str, Tensor], Fingerprint | None]:
@@ -95,7 +99,7 @@ def read(path: str | Path) -> tuple[Header, dict[str, Tensor], Fingerprint | Non
         if found == FORMATS[1] and not file.verified:
             raise ValueError("got no digest, expected one in this format")
         _check_placement(header.placement)
-        return header, _checked(file), _fingerprint(file)
+        return header, _checked(file), _fingerprint(header, file)
     except (ValueError, SafetensorError) as error:
         raise InversionFileError(
             f"{path}: not a saved inversion ({printable(str(error))}): make one with `nti invert`"
@@ -128,17 +132,21 @@ def _checked(file: TensorFile) -> dict[str, Tensor]:
     return tensors
 
 
-def _fingerprint(file: TensorFile) -> Fingerprint | None:
+def _fingerprint(header: Header, file: TensorFile) -> Fingerprint | None:
     names = [name for name in WEIGHTS.values() if name in file.tensors]
-    if not names:
+    if not names and header.networks is None:
         return None
-    if len(names) < len(WEIGHTS):
-        raise ValueError(f"got {', '.join(names)}, expected all of {', '.join(WEIGHTS.values())}")
+    numbers = header.networks or {}
+    if len(names) < len(WEIGHTS) or set(numbers) != set(NETWORKS):
+        raise ValueError(
+            f"got {', '.join(names) or 'no weights'} and networks {', '.join(numbers) or 'none'},"
+            f" expected all of {', '.join(WEIGHTS.values())} and networks {', '.join(NETWORKS)}"
+        )
     samples = {network: file.tensors[name] for network, name in WEIGHTS.items()}
     for network, values in samples.items():
         if values.ndim != 1 or values.dtype != torch.float32 or not values.isfinite().all():
             raise ValueError(f"{WEIGHTS[network]}: expected finite float32 in one dimension")
-    return Fingerprint(samples)
+    return Fingerprint(samples, numbers)
 
 
 def _check_placement(placement: Placement | None) -> None:

@@ -216,24 +216,18 @@ def _invert_sources(
 def _kept(
     state: StateFile | None, watch: Watch | None, request: Callable[[], dict[str, Any]]
 ) -> Iterator[tuple[InversionState | None, Watch | None]]:
-    """Give the state to go on from, and whom to tell of new ones; write the last one at the end."""
+    """Give the state to go on from, and whom to tell of new ones."""
     if state is None:
         yield None, watch
         return
-    start = state.begin(request())
 
     def told(now: InversionState) -> None:
         state.keep(now)
         if watch is not None:
             watch(now)
 
-    try:
+    with state.running(request()) as start:
         yield start, told
-    except ValueError:  # it would end like this again
-        raise
-    except BaseException:  # an interruption, too
-        state.flush()
-        raise
 
 
 def _request(
@@ -248,6 +242,7 @@ def _request(
         **table,
         **describe_versions(model),
         **{f"weights_{name}": found for name, found in weights.items()},
+        "networks": model.fingerprint.numbers,
     }
 
 
@@ -298,7 +293,7 @@ def invert_latent(
     cond = model.encode_text(prompts)
     null = model.encode_text([""]).expand_as(cond).contiguous()
     total = 2 * schedule.steps
-    at = None if state is None else state.to(latent.device)
+    at = None if state is None else _fitting(state.to(latent.device), latent, schedule.steps)
     pivot = ddim_invert(
         model.steps,
         latent,
@@ -325,6 +320,19 @@ def invert_latent(
         state=None if at is None else at.null_text,
     )
     return InvertedLatents(pivot, found, w)
+
+
+def _fitting(state: InversionState, latent: Tensor, steps: int) -> InversionState:
+    """Return a state, or raise ValueError for one of another latent or number of steps."""
+    first = state.pivot[0]
+    alike = first.shape == latent.shape and first.dtype == latent.dtype
+    found = state.null_text
+    whole = len(state.pivot) == steps + 1
+    if not alike or not torch.equal(first, latent) or len(state.pivot) > steps + 1:
+        raise ValueError("state: got one of another latent or of more steps, expected this run's")
+    if found is not None and (not whole or len(found.uncond) > steps):
+        raise ValueError("state: got an optimization without its whole pivot, expected this run's")
+    return state
 
 
 def _counted(values: Sequence[object] | str) -> str:

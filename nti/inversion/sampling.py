@@ -85,14 +85,15 @@ def check_model(model: StableDiffusion, inversion: Inversion) -> None:
         words = {"unet": "UNet", "text": "text encoder", "vae": "autoencoder"}
         names = " and ".join(words[network] for network in differing)
         raise ValueError(
-            f"inversion: got one made with other weights (of {names}), expected those of this"
-            f" {model.config.name}: load the checkpoint that it was made with, or invert the image"
-            f" again with this one"
+            f"inversion: got one made with another {names} (other weights, or numbers such as the"
+            f" schedule), expected that of this {model.config.name}: load the checkpoint as it was"
+            f" then, or invert the image again with this one"
         )
     if differing:
         warnings.warn(
-            "inversion: the model has another autoencoder than the inversion was made with, so the"
-            " picture will differ from the photograph: give the same --vae, or invert again",
+            "inversion: the model has another autoencoder (its weights or its scale) than the"
+            " inversion was made with, so the picture will differ from the photograph: give the"
+            " same --vae, or invert again",
             stacklevel=3,
         )
 

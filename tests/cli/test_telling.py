@@ -98,13 +98,41 @@ def test_a_signal_leaves_a_state_from_which_the_same_command_goes_on(
 
 def test_restart_begins_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "x.safetensors"
-    state_path(out).write_bytes(b"of another run")
-    image = str(sample_image("purple-circle"))
-    command = ["invert", image, "--prompt", CAPTION, *FEW, "--method", "ddim", "-o", str(out)]
+    command = ["invert", IMAGE, "--prompt", CAPTION, *FEW, "--method", "ddim", "-o", str(out)]
+    state = state_path(out)
+    state.write_bytes(b"nti-state-1, damaged")
     assert main(command) == 2
-    assert "--restart, to begin anew" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "or give --restart" in told and "the same command goes on" not in told
+    for wrong in (["--size", "5y"], ["--device", "warp"], ["--method", "m"]):
+        assert main([*command, *wrong, "--restart"]) == 2
+        assert state.read_bytes() == b"nti-state-1, damaged", "a typing error costs no state"
     assert main([*command, "--restart"]) == 0
-    assert out.exists() and not state_path(out).exists()
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
+def test_restart_leaves_what_is_no_state(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "x.safetensors"
+    command = ["invert", IMAGE, "--prompt", CAPTION, *FEW, "--restart", "-o", str(out)]
+    state_path(out).write_text("precious")
+    assert main(command) == 2
+    assert "is no state of an inversion: move it away" in capsys.readouterr().err
+    assert state_path(out).read_text() == "precious"
+    state_path(out).unlink()
+    os.mkfifo(state_path(out))
+    assert main(command) == 2
+    assert "got no file, expected the state of an inversion" in capsys.readouterr().err
+
+
+def test_an_image_that_cannot_be_read_shows_before_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("nti.model.load_model", None)
+    out = str(tmp_path / "x.safetensors")
+    assert main(["invert", "none.png", "--prompt", "a", "-o", out]) == 2
+    assert "none.png: no such file" in capsys.readouterr().err
 
 
 def test_what_cannot_be_stored_in_half_precision_is_not_lost(
@@ -120,7 +148,9 @@ def test_what_cannot_be_stored_in_half_precision_is_not_lost(
     with monkeypatch.context() as patch:
         patch.setattr("nti.inversion.inversion_file.write_tensors", refuse)
         assert main([*command, "--store", "float16"]) == 2
-    assert "expected one that can hold all of" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "expected one that can hold all of" in told
+    assert f"without --store the same command goes on from {state_path(out)}" in told
     assert state_path(out).exists() and not out.exists()
     assert main([*command, "--json"]) == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -41,6 +41,7 @@ def test_everything_comes_back(small: Inversion, tmp_path: Path) -> None:
     assert found == small and found.made == small.made
     assert found.weights is not None and small.weights is not None
     assert found.weights.differing(small.weights) == []
+    assert found.weights.numbers == small.weights.numbers
     for network, values in small.weights.samples.items():
         assert torch.equal(found.weights.samples[network], values)
 
@@ -141,6 +142,9 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "stranger": (lambda h, t: t.update(x=torch.ones(1)), "unknown ones: x"),
     "steps": (lambda h, t: t.update(uncond=torch.ones(10_001, 1, 1)), "uncond: got"),
     "weights": (lambda h, t: t.pop("weights.vae"), "expected all of weights.unet"),
+    "numbers": (lambda h, t: h["networks"].pop("vae"), "networks unet, text, vae"),
+    "no numbers": (lambda h, t: h.pop("networks"), "networks none"),
+    "odd numbers": (lambda h, t: h["networks"].update(vae=3), "networks[...]: expected `object`"),
 }
 
 

@@ -1,5 +1,6 @@
 """A run that ends early goes on where it was, and ends at the same bits."""
 
+import dataclasses
 import os
 import random
 import signal
@@ -8,13 +9,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import nti
 from nti import Inversion, InversionState, StableDiffusion, StateFile, StateFileError, Stopped
-from nti.inversion.tensor_file import read_tensors
+from nti.inversion.tensor_file import read_tensors, write_tensors
+from tiny import TINY, make_model
 
 SETTINGS = {"steps": 4, "inner_steps": 3, "threshold": lambda index, steps: 0.0}
 EVENTS = 4 + 4 * (3 + 1)
@@ -144,6 +147,77 @@ def test_a_state_that_cannot_be_written_does_not_stop_the_run(
     with pytest.warns(UserWarning, match="state cannot be kept") as warned:
         assert run(model, image, state) == whole
     assert len(warned) == 1
+
+
+def test_two_runs_do_not_share_a_state(
+    model: StableDiffusion, image: torch.Tensor, whole: Inversion, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.state"
+
+    def second(_: object) -> None:
+        with pytest.raises(StateFileError, match="another run is writing this state"):
+            run(model, image, StateFile(path, restart=True))
+
+    assert run(model, image, StateFile(path, every=0.0), second) == whole
+    assert [left.name for left in tmp_path.iterdir()] == ["x.state"], "the lock is gone"
+
+
+def test_the_same_weights_with_another_schedule_are_another_run(
+    image: torch.Tensor, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.state"
+    with pytest.raises(Stopped):
+        run(make_model(), image, StateFile(path), callback=lambda done, total: done == 6)
+    schedule = dataclasses.replace(TINY.schedule, beta_start=0.0005)
+    other = make_model(dataclasses.replace(TINY, schedule=schedule))
+    with pytest.raises(StateFileError, match="got the state of another run .networks"):
+        run(other, image, StateFile(path))
+
+
+Forgery = Callable[[dict[str, torch.Tensor], dict[str, Any]], object]
+
+FORGERIES: dict[str, Forgery] = {
+    "no pivot": lambda t, h: t.update(pivot=t["pivot"][:0]),
+    "half": lambda t, h: t.update({k: v.half() for k, v in t.items() if v.dtype != torch.bool}),
+    "half pivot": lambda t, h: t.update(pivot=t["pivot"].half()),
+    "flat": lambda t, h: t.update(latents=t["latents"].flatten()),
+    "no latents": lambda t, h: t.update(latents=t["latents"][:0]),
+    "fewer losses": lambda t, h: t.update(losses=t["losses"][:1]),
+    "other batch": lambda t, h: t.update({"timestep.mean": t["timestep.mean"].repeat(2, 1, 1)}),
+    "iteration": lambda t, h: h.update(iterations=9),
+    "negative": lambda t, h: h.update(iterations=-1),
+    "words": lambda t, h: h.update(iterations="x"),
+    "stage": lambda t, h: h.pop("stage"),
+    "missing": lambda t, h: t.pop("timestep.square"),
+    "unknown": lambda t, h: t.update(x=t["pivot"].clone()),
+    "another latent": lambda t, h: t.update(pivot=t["pivot"] + 1),
+    "half a pivot": lambda t, h: t.update(pivot=t["pivot"][:3]),
+    "long pivot": lambda t, h: t.update(pivot=t["pivot"].repeat(2, 1, 1, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_a_forged_state_is_refused(
+    model: StableDiffusion, image: torch.Tensor, name: str, tmp_path: Path
+) -> None:
+    """With a digest that is right."""
+    path = tmp_path / "x.state"
+    heard: list[InversionState] = []
+
+    def watch(now: InversionState) -> None:
+        heard.append(now)
+        if len(heard) == 4 + 2 * (3 + 1) + 2:  # in the second iteration of the third timestep
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(model, image, StateFile(path), watch)
+    found = read_tensors(path, "state")
+    tensors, header = dict(found.tensors), dict(found.header)
+    tensors = {key: values.clone() for key, values in tensors.items()}
+    FORGERIES[name](tensors, header)
+    write_tensors(path, "state", header, tensors)
+    with pytest.raises(ValueError, match="cannot be gone on from|state: got"):
+        run(model, image, StateFile(path))
 
 
 KILLED = """
