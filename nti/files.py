@@ -19,7 +19,15 @@ try:
 except ImportError:  # a system without such locks tells abandoned files by their age alone
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["PICTURES", "check_writable", "encode_picture", "locked", "write_file", "write_picture"]
+__all__ = [
+    "PICTURES",
+    "check_writable",
+    "encode_picture",
+    "is_marked",
+    "locked",
+    "write_file",
+    "write_picture",
+]
 
 PICTURES = {
     ".png": "PNG",
@@ -31,6 +39,11 @@ PICTURES = {
     ".bmp": "BMP",
 }
 """The formats in which pictures are written, by the end of a file's name."""
+
+FORMATS = sorted(set(PICTURES.values()))
+
+SOFTWARE, MARK = 0x0131, "nti"
+"""The tag of EXIF that names the program that wrote a picture, and what it says."""
 
 PART = ".nti-part"
 """What the name of a file that is being written ends in."""
@@ -104,23 +117,40 @@ def locked(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
         os.close(descriptor)
 
 
 def encode_picture(image: "Image.Image", suffix: str) -> bytes:
     """Return a picture as the bytes of a file, in the format of a name that ends in `suffix`.
 
-    It holds pixels alone: no profile, EXIF or other metadata that described other pixels. Raises
-    ValueError for a suffix that is not in `PICTURES`.
+    It holds pixels and a mark that this program wrote them, by which `is_marked` knows it again: no
+    profile, EXIF or other metadata that described other pixels. Raises ValueError for a suffix that
+    is not in `PICTURES`.
     """
+    from PIL import Image
+
     if suffix.lower() not in PICTURES:
         raise ValueError(f"output: got {suffix or 'no suffix'}, expected {', '.join(PICTURES)}")
     buffer = io.BytesIO()
     bare = image.copy()
     bare.info = {}
-    bare.save(buffer, PICTURES[suffix.lower()], quality=95)
+    exif = Image.Exif()
+    exif[SOFTWARE] = MARK
+    bare.save(buffer, PICTURES[suffix.lower()], quality=95, exif=exif)
     return buffer.getvalue()
+
+
+def is_marked(path: Path) -> bool:
+    """Whether a file is a picture that `encode_picture` made. BMP has no place for the mark."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
+            return str(image.getexif().get(SOFTWARE, "")).strip("\0 ") == MARK
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+        return False
 
 
 def write_picture(image: "Image.Image", path: str | Path) -> None:

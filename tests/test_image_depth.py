@@ -41,6 +41,7 @@ def test_a_black_image_is_black() -> None:
     ("values", "mode", "message"),
     [
         ([0, 200], "I", r"from 0 to 200, expected 0 to 65535, which is white: if 255 is white"),
+        ([0, 200], "I;16", r"from 0 to 200, expected 0 to 65535, which is white: if 255 is white"),
         ([0, 70000], "I", r"from 0 to 70000, expected 0 to 65535"),
         ([-5, 300], "I", r"from -5 to 300, expected 0 to 65535"),
         ([0.0, 1.5], "F", r"from 0 to 1\.5, expected 0 to 1 or 0 to 255, which is white: to cut"),
@@ -62,7 +63,8 @@ def test_where_white_is_unclear_advice_is_given(
 
 
 def test_the_advice_works() -> None:
-    assert greys(image_of([0, 200], "I").convert("L")) == [0, 200]
+    for mode in ("I", "I;16"):
+        assert greys(image_of([0, 200], mode).convert("I").convert("L")) == [0, 200]
     assert greys(image_of([0.0, 0.8, 1.5], "F").point(lambda v: v * 255).convert("L")) == [
         *(0, 204, 255)
     ]

@@ -25,6 +25,8 @@ def told(model: StableDiffusion, *prompts: str) -> list[str]:
         ("a [cat] on a mat", ["[cat]"]),
         ("a [cat:dog:0.5]", ["[cat:dog:0.5]"]),
         ("a ((cat:1.2))", ["((cat:1.2))"]),
+        ("a purple++ cat", ["purple++"]),
+        ("a (big cat)++ and a (dog)1.3", ["(big cat)++", "(dog)1.3"]),
     ],
 )
 def test_weights_of_other_programs_are_told_of(
@@ -41,6 +43,7 @@ def test_weights_of_other_programs_are_told_of(
     [
         "a cat (sitting)", "a cat (16:9)", "a clock (at 10:30)", "a cat: 1.3", "cat :) ((:", "[1]",
         "a (big) [ ] cat", "psalm (23:1)", "",
+        "a C++ book", "a well- known cat", "a cat (sitting), 1.3", "(cat)",
     ],
 )  # fmt: skip
 def test_innocent_signs_are_not(model: StableDiffusion, prompt: str) -> None:

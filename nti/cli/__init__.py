@@ -7,6 +7,8 @@ Nothing heavy is imported before a command runs, so `nti --help` answers at once
 import argparse
 import os
 import signal
+import sys
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ from typing import NoReturn
 from nti import __version__
 from nti.cli import align, attention, convert, demo, edit, generate, inspect, invert, reconstruct
 from nti.cli.options import add_telling_options
-from nti.cli.terminal import Terminal
+from nti.cli.terminal import Terminal, Terminated
 
 __all__ = ["main"]
 
@@ -32,22 +34,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     """
     _spin_less()
-    options = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        options = _parser().parse_args(given)
+    except WrongCall as error:
+        return Terminal(as_json="--json" in given).fail(str(error), 2)
     terminal = options.terminal = Terminal(quiet=options.quiet, as_json=options.json)
-    with terminal.listening(), _terminable():
+    with terminal.listening(), _endable(terminal):
         try:
             options.run(options)
-        except (RecursionError, NotImplementedError):
-            return _report(terminal)
-        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        except (ValueError, OSError, MemoryError) as error:
             return terminal.fail(f"{str(error) or type(error).__name__}{_notes(error)}", 2)
         except KeyboardInterrupt as end:
             return terminal.fail(f"interrupted{_notes(end)}", 130)
         except Terminated as end:
             return terminal.fail(f"terminated{_notes(end)}", 143)
-        except Exception:
+        except Exception as error:
+            if _is_out_of_memory(error):
+                return terminal.fail(f"{error}{_notes(error)}", 2)
             return _report(terminal)
     return 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether it is PyTorch's error, which on a CPU is any RuntimeError by its class."""
+    told = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in told or "allocate" in told)
 
 
 def _spin_less() -> None:
@@ -61,26 +73,29 @@ def _spin_less() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
-class Terminated(BaseException):
-    """SIGTERM has come."""
-
-
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Have SIGTERM end a command as SIGINT does, in order."""
+def _endable(terminal: Terminal) -> Iterator[None]:
+    """Have SIGINT and SIGTERM end a command in order.
 
-    def terminate(*_: object) -> None:
-        raise Terminated
+    What a handler raises is lost where the interpreter happens to be in a `__del__`. So it is
+    raised once more at the next step (`Terminal.go_on`).
+    """
 
-    try:
-        before = signal.signal(signal.SIGTERM, terminate)
-    except ValueError:  # signals come to the main thread alone
-        yield
-        return
+    def end(number: int, _: object) -> None:
+        terminal.ended = KeyboardInterrupt if number == signal.SIGINT else Terminated
+        raise terminal.ended
+
+    before = {}
+    # Signals come to the main thread alone, and a job in the background may ignore SIGINT.
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _notes(error: BaseException) -> str:
@@ -98,12 +113,16 @@ def _report(terminal: Terminal) -> int:
     )
 
 
+class WrongCall(Exception):
+    """Arguments that are none of a command."""
+
+
 class _Parser(argparse.ArgumentParser):
-    """Argument parser whose errors are one line."""
+    """Argument parser whose errors are told as all others are."""
 
     def error(self, message: str) -> NoReturn:
-        """Print what is wrong and exit with 2."""
-        self.exit(2, f"nti: error: {message} (see `{self.prog} --help`)\n")
+        """Say what is wrong."""
+        raise WrongCall(f"{message} (see `{self.prog} --help`)")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -28,8 +28,8 @@ def run(options: argparse.Namespace) -> None:
     tokenizer = Tokenizer()
     source, target = tokenizer.encode(options.source), tokenizer.encode(options.target)
     for prompt in (source, target):
-        if prompt.cut_message:
-            warnings.warn(prompt.cut_message, stacklevel=2)
+        for message in filter(None, (prompt.cut_message, prompt.weights_message)):
+            warnings.warn(message, stacklevel=2)
     alignment = align(options.mode, source, target)
     table = f"{token_table(source, target)}\n\n{describe(alignment, source, target)}"
     options.terminal.table(table)

@@ -30,7 +30,11 @@ def run(options: argparse.Namespace) -> None:
     from nti.inversion.inversion import Inversion
     from nti.inversion.published import from_published, read_published, write_published
 
-    if holds(options.inversion, "inversion"):
+    if not holds(options.inversion, "published"):
+        needless = {"--prompt": options.prompt, "--guidance": options.guidance}
+        for name, value in {**needless, "--steps": options.steps}.items():
+            if value is not None:
+                raise ValueError(f"{name}: got {value}, expected none: {options.inversion} says it")
         output = check_output(options, options.output, "published")
         keep(output, partial(write_published, Inversion.load(options.inversion)))
         options.terminal.wrote(output)
@@ -38,9 +42,9 @@ def run(options: argparse.Namespace) -> None:
     output = check_output(options, options.output, "inversion")
     x_t, uncond = read_published(options.inversion)
     if options.prompt is None:
-        raise ValueError(
-            f"--prompt: got none, expected what the image of {options.inversion} shows"
-        )
+        raise ValueError("--prompt: got none, expected what the image shows: the file has no words")
+    if options.steps not in (None, len(uncond)):
+        raise ValueError(f"--steps: got {options.steps}, expected {len(uncond)}, as the file has")
     model = load_model(options)
     with progress(options.terminal, "sampling") as callback:
         made = from_published(

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nti.files import PICTURES, check_writable
+from nti.files import PICTURES, check_writable, is_marked
 
 __all__ = ["LATENTS", "check_folder", "check_output", "holds", "keep", "numbered"]
 
@@ -42,10 +42,12 @@ def check_output(options: argparse.Namespace, path: Path, *kinds: str) -> Path:
         OSError: a place where nothing can be written.
 
     """
-    check_writable(path)  # first, as it tells a directory from a name without an ending
-    if not any(path.name.lower().endswith(SUFFIXES[kind]) for kind in kinds):
+    if os.path.exists(path):  # a directory or a pipe is told before its name's ending
+        check_writable(path)
+    if not any(_ends(path, kind) for kind in kinds):
         endings = " or ".join(f"{SUFFIXES[kind][0]} ({kind})" for kind in kinds)
         raise ValueError(f"--output: got {path}, expected a name that ends in {endings}")
+    check_writable(path)
     for name in INPUTS:
         given = getattr(options, name, None)
         if isinstance(given, Path) and _is_in(path, given):
@@ -53,10 +55,10 @@ def check_output(options: argparse.Namespace, path: Path, *kinds: str) -> Path:
                 f"--output: got {path}, which this command reads, expected another name"
             )
     holds_something = path.exists() and path.stat().st_size > 0
-    if holds_something and not any(holds(path, kind) for kind in kinds):
+    if holds_something and not any(holds(path, kind) for kind in kinds if _ends(path, kind)):
         raise ValueError(
-            f"--output: got {path}, which is there and no {' or '.join(kinds)}, expected a new"
-            " name: move the file away if it is not needed"
+            f"--output: got {path}, which is there and no {' or '.join(kinds)} that nti wrote,"
+            " expected a new name: move the file away if it is not needed"
         )
     return path
 
@@ -77,8 +79,10 @@ def numbered(path: Path, count: int) -> list[Path]:
 
 
 def holds(path: Path, kind: str) -> bool:
-    """Whether a file is a `picture`, an `inversion`, `latents` or a `published` inversion."""
-    return path.name.lower().endswith(SUFFIXES[kind]) and RECOGNISED[kind](path)
+    """Whether a file is a `picture` that nti wrote, an `inversion`, `latents` or a `published`
+    inversion, by what is in it.
+    """
+    return path.is_file() and RECOGNISED[kind](path)
 
 
 def keep(path: Path, save: Callable[[Path], None]) -> None:
@@ -101,21 +105,15 @@ def keep(path: Path, save: Callable[[Path], None]) -> None:
         ) from error
 
 
+def _ends(path: Path, kind: str) -> bool:
+    return path.name.lower().endswith(SUFFIXES[kind])
+
+
 def _is_in(path: Path, given: Path) -> bool:
     """Whether a path is a given file, by whatever name, or one of a given folder."""
     if path.exists() and given.is_file():
         return os.path.samefile(path, given)
     return Path(os.path.realpath(given)) in Path(os.path.realpath(path)).parents and path.exists()
-
-
-def _is_picture(path: Path) -> bool:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with path.open("rb") as file, Image.open(file, formats=sorted(set(PICTURES.values()))):
-            return True
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
-        return False
 
 
 def _header(path: Path) -> tuple[Sequence[str], Sequence[str]]:
@@ -130,7 +128,7 @@ def _header(path: Path) -> tuple[Sequence[str], Sequence[str]]:
 
 
 RECOGNISED: dict[str, Callable[[Path], bool]] = {
-    "picture": _is_picture,
+    "picture": is_marked,
     "inversion": lambda path: "inversion" in _header(path)[0],
     "latents": lambda path: _header(path)[1] == ["latents"],
     "published": lambda path: set(_header(path)[1]) == {"uncond_embeddings", "x_t"},

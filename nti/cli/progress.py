@@ -52,6 +52,7 @@ class Progress:
 
     def show(self, done: int, total: int, facts: Callable[[], dict[str, float]]) -> None:
         """Show a step if it is time to, with facts that are computed only then."""
+        self.terminal.go_on()
         now = time.monotonic()
         if now < self._next and not (done == total and self._every != LINE):
             return
@@ -123,12 +124,13 @@ class InversionProgress:
 
     def _seconds_left(self, done: int) -> float:
         """The most that is left: an early stop makes it less."""
-        steps, inner = self._schedule.steps, self._inner
-        a_pass = _median(self._rates["pass"])
-        an_iteration = _median(self._rates["iteration"]) or PASSES * a_pass
+        steps, a_pass = self._schedule.steps, _median(self._rates["pass"])
+        # A timestep without iterations is two passes.
+        usual = PASSES if self._inner else 2
+        an_iteration = _median(self._rates["iteration"]) or usual * a_pass
         passes = max(0, steps - done)
-        rest = steps + steps * inner - done - passes
-        return passes * a_pass + (rest * an_iteration if inner else 2 * steps * a_pass)
+        rest = steps + steps * max(self._inner, 1) - done - passes
+        return passes * a_pass + rest * an_iteration
 
     def _facts(self, state: "InversionState", done: int) -> dict[str, float]:
         found, left = state.null_text, self._seconds_left(done)

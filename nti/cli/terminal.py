@@ -14,7 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-__all__ = ["Stream", "Terminal"]
+__all__ = ["Stream", "Terminal", "Terminated"]
+
+
+class Terminated(BaseException):
+    """SIGTERM has come."""
 
 
 class Stream:
@@ -76,6 +80,13 @@ class Terminal:
     def __init__(self, *, quiet: bool = False, as_json: bool = False) -> None:
         self.quiet, self.as_json = quiet, as_json
         self.out, self.err = Stream(sys.stdout), Stream(sys.stderr)
+        self.ended: type[BaseException] | None = None
+        """What a signal has raised, once one has come."""
+
+    def go_on(self) -> None:
+        """Raise what a signal has raised, if that was lost."""
+        if self.ended is not None:
+            raise self.ended
 
     def event(self, name: str, **facts: Any) -> None:
         """Write one JSON line, where those are asked for."""

@@ -94,15 +94,14 @@ def _colours(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
 
 def _scale(image: Image.Image) -> float | None:
     """Return what brings white to 255; None where it is there. ValueError where it is unclear."""
-    if image.mode.startswith("I;16"):
-        return 255 / 65535
-    if image.mode not in DEEP:
+    deep = _deep_mode(image)
+    if deep is None:
         return None
-    low, high = _extremes(image)
-    if image.mode == "I":
+    low, high = _extremes(image, deep)
+    if deep == "I":
         white, margin, unclear = 65535.0, 0.0, 0 < high <= 255
         expected = "0 to 65535, which is white"
-        advice = "if 255 is white, give image.convert('L')"
+        advice = "if 255 is white, give image.convert('I').convert('L')"
     else:
         white = 1.0 if high <= 1 + TOLERANCE else 255.0
         margin, unclear = TOLERANCE * white, 1 + TOLERANCE < high <= 2
@@ -116,11 +115,17 @@ def _scale(image: Image.Image) -> float | None:
     return 255 / white
 
 
-def _extremes(image: Image.Image) -> tuple[float, float]:
-    """Return the least and the largest value of a mode in `DEEP`, NaN where one is NaN."""
+def _deep_mode(image: Image.Image) -> str | None:
+    """Return the mode of `DEEP` that holds an image's values; None where 8 bits do."""
+    mode = "I" if image.mode.startswith("I;16") else image.mode
+    return mode if mode in DEEP else None
+
+
+def _extremes(image: Image.Image, deep: str) -> tuple[float, float]:
+    """Return the least and the largest value, NaN where one is NaN."""
     lows, highs = [], []
     for _, band in _bands(image):
-        values = torch.frombuffer(bytearray(band.tobytes()), dtype=DEEP[image.mode])
+        values = torch.frombuffer(bytearray(band.convert(deep).tobytes()), dtype=DEEP[deep])
         lows.append(values.min().double())
         highs.append(values.max().double())
     return torch.stack(lows).min().item(), torch.stack(highs).max().item()

@@ -19,10 +19,12 @@ EOT = 49407
 _SPLIT = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+")
 _WORD_END = "</w>"
 
-# Weights as other programs write them: (cat:1.3), ((cat)), [cat]. Not (sitting), nor (at 10:30).
+# Weights as other programs write them: (cat:1.3), ((cat)), [cat], cat++ or (cat)1.3. Not (sitting),
+# nor (at 10:30), nor C++.
 _WEIGHTS = regex.compile(
     r"\([^():]*[^\d\s():]\s*:\s*(?:\d(?:\.\d*)?|\.\d+)\s*\)"
     r"|\(\([^()]+\)\)|\[[^\[\]]*\p{L}[^\[\]]*\]"
+    r"|[\p{L}\p{N}]{2,}\+\++|\([^()]*\p{L}[^()]*\)(?:\++|\d+\.\d+)"
 )
 
 

@@ -219,7 +219,7 @@ def test_each_rule_of_invert_reaches_the_algorithm(
     monkeypatch.setattr("nti.inversion.invert.invert", invert)
     arguments = [
         "invert",
-        "x.png",
+        str(sample_image("purple-circle")),
         "--prompt",
         "a",
         *options,

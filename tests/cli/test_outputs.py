@@ -30,6 +30,7 @@ def place(saved: Path, tmp_path: Path) -> Path:
     (tmp_path / "notes.safetensors").write_text("no tensors")
     (tmp_path / "notes").write_text("no folder")
     save_file({"weight": torch.ones(1)}, tmp_path / "other.safetensors")
+    (tmp_path / "cut.dat").write_bytes(saved.read_bytes()[:-50])
     os.mkfifo(tmp_path / "pipe.png")
     return tmp_path
 
@@ -37,6 +38,7 @@ def place(saved: Path, tmp_path: Path) -> Path:
 INVERT = ["invert", "{p}/cat.png", "--prompt", CAPTION]
 RECONSTRUCT = ["reconstruct", "{p}/x.nti.safetensors"]
 EDIT = ["edit", "{p}/x.nti.safetensors", "--prompt", "a green circle on snow"]
+CONVERT = ["convert", "{p}/x.nti.safetensors"]
 OF_MODEL = ["--checkpoint", "{p}/model.safetensors"]
 
 
@@ -54,6 +56,10 @@ OF_MODEL = ["--checkpoint", "{p}/model.safetensors"]
         ([*RECONSTRUCT, "--paste-back", "{p}/cat.png"], "cat.png", "which this command reads"),
         ([*RECONSTRUCT, "--paste-back", "{p}/cat.png"], "link.png", "which this command reads"),
         (RECONSTRUCT, "notes.png", "which is there and no picture"),
+        (RECONSTRUCT, "cat.png", "which is there and no picture that nti wrote"),
+        (RECONSTRUCT, "link.png", "which is there and no picture that nti wrote"),
+        (EDIT, "cat.png", "which is there and no picture or latents that nti wrote"),
+        (RECONSTRUCT, "new/folder/x.txt", "expected a name that ends in .png"),
         (RECONSTRUCT, "pipe.png", "got the special file"),
         (RECONSTRUCT, f"{'n' * 260}.png", "cannot be written: File name too long"),
         (RECONSTRUCT, "x.nti.safetensors", "expected a name that ends in .png (picture)"),
@@ -65,7 +71,16 @@ OF_MODEL = ["--checkpoint", "{p}/model.safetensors"]
         (["attention", "{p}/x.nti.safetensors"], "notes.png", "which is there and no picture"),
         (["convert", "{p}/x.nti.safetensors"], "x.nti.safetensors", "which this command reads"),
         (["convert", "{p}/x.nti.safetensors"], "other.safetensors", "there and no published"),
-        (["convert", "{p}/other.safetensors"], "new.safetensors", "no safetensors file with x_t"),
+        (
+            ["convert", "{p}/other.safetensors"],
+            "new.safetensors",
+            "other.safetensors: not a saved inversion",
+        ),
+        (["convert", "{p}/cut.dat"], "new.safetensors", "cut.dat: not a saved inversion"),
+        (["convert", "{p}/pipe.png"], "new.safetensors", "pipe.png: no such file"),
+        ([*CONVERT, "--prompt", "a"], "new.safetensors", "--prompt: got a, expected none"),
+        ([*CONVERT, "--steps", "9"], "new.safetensors", "--steps: got 9, expected none"),
+        ([*CONVERT, "--guidance", "0"], "new.safetensors", "--guidance: got 0.0, expected none"),
         (["demo"], "notes", "got the file"),
         (["demo"], "notes/demo", "cannot be written"),
     ],
@@ -89,6 +104,7 @@ def test_an_output_that_would_destroy_something_is_refused_before_the_work(
     assert main([*arguments, "-o", str(place / output)]) == 2
     assert message in capsys.readouterr().err
     assert {path: path.read_bytes() for path in place.iterdir() if path.is_file()} == before
+    assert not (place / "new").exists(), "no folder is made for a name that is refused"
     assert (place / "link.png").is_symlink() and stat.S_ISFIFO((place / "pipe.png").stat().st_mode)
 
 
@@ -134,3 +150,18 @@ def test_latents_are_written_again(place: Path) -> None:
         arguments = ["edit", str(place / "x.nti.safetensors"), "--prompt", prompt]
         assert main([*arguments, "-o", str(out)]) == 0
         assert list(load_file(out)) == ["latents"]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".bmp"])
+def test_a_picture_of_ones_own_is_written_again_where_it_can_be_told(
+    place: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = place / f"r{suffix}"
+    command = ["reconstruct", str(place / "x.nti.safetensors"), "-o", str(out)]
+    assert main(command) == 0
+    assert main(command) == (2 if suffix == ".bmp" else 0)
+    with Image.open(out) as image:  # what another program has saved is not ours any more
+        bare = Image.new("RGB", image.size)
+    bare.save(out)
+    assert main(command) == 2
+    assert "that nti wrote, expected a new name" in capsys.readouterr().err

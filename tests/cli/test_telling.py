@@ -1,5 +1,6 @@
 """What a command tells, to whom, and that telling never fails it."""
 
+import contextlib
 import json
 import os
 import signal
@@ -7,12 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from nti import Inversion
 from nti.cli import main
 from nti.cli.invert import state_path
+from nti.cli.progress import Progress
 from nti.demo import sample_image
 from sample import CAPTION, FEW
 
@@ -190,6 +194,7 @@ def test_programs_are_told_in_json(
     assert main(["invert", image, "--prompt", "a blurple cat", *FEW, "--json", "-o", out]) == 0
     assert main(["align", "a cat", "a dog", "--json"]) == 0
     assert main(["reconstruct", "none", "--json", "-o", str(tmp_path / "r.png")]) == 2
+    assert main(["reconstruct", "--json", "--nonsense"]) == 2
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     for event in events:
         assert event.keys() - {"event"} >= EVENTS[event["event"]]
@@ -233,7 +238,8 @@ def test_a_log_gets_a_line_now_and_then(
 def test_a_fault_of_the_program_is_shown_whole(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for fault in (KeyError("x"), RecursionError("deep"), AssertionError()):
+    shape = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    for fault in (KeyError("x"), RecursionError("deep"), AssertionError(), shape):
 
         def fail(path: Path, fault: Exception = fault) -> str:
             raise fault
@@ -244,15 +250,74 @@ def test_a_fault_of_the_program_is_shown_whole(
         assert "Traceback" in err and "please report it" in err and type(fault).__name__ in err
 
 
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (MemoryError(), "MemoryError"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "CUDA out of memory. Tried"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "DefaultCPUAllocator: can't"),
+    ],
+    ids=["python", "cuda", "cpu"],
+)
 def test_memory_that_is_not_there_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fault: Exception,
+    told: str,
 ) -> None:
     def fail(path: Path) -> str:
-        raise MemoryError
+        raise fault
 
     monkeypatch.setattr("nti.inspection.describe_file", fail)
     assert main(["inspect", "x"]) == 2
-    assert capsys.readouterr().err == "nti: error: MemoryError\n"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"nti: error: {told}")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_is_lost_ends_the_command_at_the_next_step(
+    saved: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    code: int,
+) -> None:
+    """The interpreter drops what is raised inside a `__del__`."""
+
+    def show(self: Progress, *arguments: Any) -> None:
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(number)
+        plain(self, *arguments)
+
+    plain = Progress.show
+    before = signal.getsignal(number)
+    monkeypatch.setattr(Progress, "show", show)
+    out = tmp_path / "r.png"
+    assert main(["reconstruct", str(saved), "-o", str(out)]) == code
+    assert not out.exists() and signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("method", ["null-text", "ddim"])
+def test_time_left_goes_to_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    method: str,
+) -> None:
+    monkeypatch.setattr("nti.cli.progress.EVENT", 0.0)
+    monkeypatch.setattr("nti.cli.progress._median", lambda values: 1.0)  # seconds of every step
+    options = ["--steps", "4", "--method", method, "--early-stop", "0", "--inner-steps", "2"]
+    out = str(tmp_path / "x.safetensors")
+    assert main(["invert", IMAGE, "--prompt", CAPTION, *options, "--json", "-o", out]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    left = [event["seconds_left"] for event in events if event["event"] == "progress"]
+    assert left == sorted(left, reverse=True) and left[-1] == 0
+    assert left[0] == 3 + (4 * 2 if method == "null-text" else 4)
+
+
+def test_align_tells_of_weights_in_other_syntax(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["align", "a cat", "a (cat:1.3)"]) == 0
+    assert "nti: warning: '(cat:1.3)' in a prompt is plain text" in capsys.readouterr().err
 
 
 def test_threads_spin_shortly_unless_the_user_wants_otherwise(
