@@ -56,8 +56,8 @@ def test_where_white_is_unclear_advice_is_given(
 ) -> None:
     image = image_of(values, mode)
     image.save(tmp_path / "x.tif")
-    for given in (image, tmp_path / "x.tif"):
-        with pytest.raises(ValueError, match=rf"image: got values .*{message}") as error:
+    for given, where in ((image, ""), (tmp_path / "x.tif", f"{tmp_path}/x.tif: ")):
+        with pytest.raises(ValueError, match=rf"^{where}image: got values .*{message}") as error:
             open_image(given)
         assert "\n" not in str(error.value)
 

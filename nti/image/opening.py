@@ -55,10 +55,16 @@ def open_image(image: ImageFile) -> Image.Image:
             another shape, type or range.
 
     """
+    if isinstance(image, str | os.PathLike):
+        path = Path(image)
+        try:
+            return open_image(_read(path))
+        except ValueError as error:
+            if str(path) in str(error):
+                raise
+            raise ValueError(f"{path}: {error}") from error
     if isinstance(image, ImageArray):
         image = from_array(image)
-    elif isinstance(image, str | os.PathLike):
-        image = _read(Path(image))
     elif not isinstance(image, Image.Image):
         raise ValueError(
             f"image: got {shown(image)}, expected a path, a PIL image or a NumPy array"

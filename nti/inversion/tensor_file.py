@@ -18,7 +18,7 @@ from torch import Tensor
 from nti.files import write_file
 from nti.weights_loader.metadata import LONGEST, convert, decode
 
-__all__ = ["LARGEST", "TensorFile", "read_tensors", "write_tensors"]
+__all__ = ["LARGEST", "TensorFile", "encode_tensors", "read_tensors", "write_tensors"]
 
 LARGEST = 2**30
 """Bytes of a file that is read at most; an inversion of 50 steps at 512 px has 18 million."""
@@ -40,31 +40,34 @@ class TensorFile:
     """Whether there was a digest. Where there is one, the contents agree with it."""
 
 
-def write_tensors(
-    path: str | Path, key: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]
-) -> None:
-    """Write a file whole or not at all (see `nti.files.write_file`).
+def encode_tensors(key: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
+    """Return a file's bytes.
 
     Args:
-        path: of the file.
         key: of the metadata, under which the header is.
         header: what JSON can hold; the digest is added to it.
         tensors: by name.
-
-    Raises:
-        OSError: where it cannot be written.
 
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     data = memoryview(save(plain))
     start = 8 + int.from_bytes(data[:8], "little")
     digest = _digest(header, json.loads(bytes(data[8:start])), [data[start:]])
-    text = json.dumps({**header, "digest": digest}, sort_keys=True)
-    write_file(path, save(plain, {key: text}))
+    return save(plain, {key: json.dumps({**header, "digest": digest}, sort_keys=True)})
+
+
+def write_tensors(
+    path: str | Path, key: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
+    """Write a file whole or not at all, see `nti.files.write_file` and `encode_tensors`.
+
+    Raises OSError where it cannot be written.
+    """
+    write_file(path, encode_tensors(key, header, tensors))
 
 
 def read_tensors(path: str | Path, key: str) -> TensorFile:
-    """Read what `write_tensors` wrote, or an older file that has a header without a digest.
+    """Read what `encode_tensors` made, or an older file that has a header without a digest.
 
     Raises:
         ValueError: a file that is too large, is no safetensors file, has no such key, a header that

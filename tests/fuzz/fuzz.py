@@ -17,7 +17,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
@@ -43,12 +43,13 @@ def attempt(name: str, first: int, cases: int, folder: Path) -> Iterator[tuple[i
         reader = READERS[name](folder)
         for seed in range(first, first + cases):
             reader.path.write_bytes(reader.damage(Random(f"{name} {seed}")))
-            yield seed, outcome(reader.read, reader.errors)
+            yield seed, outcome(reader.read, reader.errors, reader.path)
 
 
-def outcome(read: object, errors: tuple[type[Exception], ...]) -> str:
-    """Read once: `read`, `refused`, or what is wrong."""
-    assert callable(read)
+def outcome(
+    read: Callable[[], object], errors: tuple[type[Exception], ...], path: Path | None = None
+) -> str:
+    """Read once: `read`, `refused`, or what is wrong. Who refuses names the path or its folder."""
     began = time.monotonic()
     signal.signal(signal.SIGALRM, _hang)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
@@ -58,9 +59,13 @@ def outcome(read: object, errors: tuple[type[Exception], ...]) -> str:
             read()
         return "read"
     except errors as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        if not lines or len(str(error)) > 10_000:
-            return f"a message of {len(str(error))} characters"
+        told = str(error)
+        if not told or len(told) > 10_000:
+            return f"a message of {len(told)} characters"
+        if not told.replace("\n", "").isprintable():
+            return f"a message that a terminal may obey: {told[:200]!r}"
+        if path is not None and not any(str(p) in told for p in (path, *path.parents[:2])):
+            return f"a message that does not name the file: {told[:200]}"
         return "refused"
     except Hang:
         return f"no end after {time.monotonic() - began:.0f} s"

@@ -1,5 +1,6 @@
 """All that reads a stranger's file, with sound files to damage and the errors it may raise."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -20,10 +21,12 @@ from nti.image import Placement as Place
 from nti.image import fit_image, open_image
 from nti.inspection import describe_file
 from nti.inversion.inversion_file import KEY
+from nti.inversion.null_text import NullTextState, Timestep
 from nti.inversion.published import read_published
 from nti.inversion.state import InversionState
-from nti.inversion.tensor_file import read_tensors, write_tensors
+from nti.inversion.tensor_file import encode_tensors, read_tensors
 from nti.model import CONFIG_KEY, locate
+from nti.sampling.step import AdamState
 from tiny import TINY, make_model
 
 __all__ = ["READERS", "SMALLEST", "Reader"]
@@ -165,50 +168,54 @@ def inversion(folder: Path) -> Reader:
     )
 
 
+def _forged(path: Path, key: str) -> Callable[[Random], bytes]:
+    """Damage a header and give it a digest that is right, or damage bytes."""
+    sound, data = read_tensors(path, key), path.read_bytes()
+    tensors = {name: values.clone() for name, values in sound.tensors.items()}
+
+    def damage(random: Random) -> bytes:
+        header = mutate_json(dict(sound.header), random)
+        if not isinstance(header, dict) or random.random() < 0.1:
+            return mutate_bytes(data, random)
+        header.pop("digest", None)
+        kept = {name: tensors[name] for name in tensors if random.random() < 0.99}
+        if random.random() < 0.2:
+            name = random.choice(sorted(tensors))
+            kept[name] = random.choice((tensors[name][:0], tensors[name].half(), torch.ones(3)))
+        try:
+            return encode_tensors(key, header, kept)
+        except (ValueError, RecursionError):  # what JSON cannot hold
+            return mutate_bytes(data, random)
+
+    return damage
+
+
 def forged_inversion(folder: Path) -> Reader:
     """A saved inversion with a damaged header and a digest that is right."""
     path = folder / "x.safetensors"
     _inversion().save(path)
-    sound = read_tensors(path, KEY)
-
-    def damage(random: Random) -> bytes:
-        header = mutate_json(dict(sound.header), random)
-        header = header if isinstance(header, dict) else {}
-        header.pop("digest", None)
-        try:
-            write_tensors(path, KEY, header, sound.tensors)
-        except (ValueError, RecursionError):  # what JSON cannot hold
-            return mutate_bytes(path.read_bytes(), random)
-        return path.read_bytes()
-
-    return Reader(path, damage, lambda: Inversion.load(path), (InversionFileError,))
+    return Reader(path, _forged(path, KEY), lambda: Inversion.load(path), (InversionFileError,))
 
 
 def state(folder: Path) -> Reader:
-    """A state with a damaged header and a digest that is right, or with damaged bytes."""
+    """A state inside a timestep, likewise."""
     path = folder / "x.state"
-    kept = StateFile(path)
-    kept.begin({"prompt": "a cat"})
-    kept.keep(InversionState((torch.ones(1, 4, 2, 2), torch.ones(1, 4, 2, 2))))
-    kept.flush()
-    sound, data = read_tensors(path, "state"), path.read_bytes()
-
-    def damage(random: Random) -> bytes:
-        if random.random() < 0.5:
-            return mutate_bytes(data, random)
-        header = mutate_json(dict(sound.header), random)
-        if not isinstance(header, dict):
-            return b""
-        header.pop("digest", None)
-        try:
-            write_tensors(path, "state", header, sound.tensors)
-        except (ValueError, RecursionError):
-            return b""
-        return path.read_bytes()
-
-    return Reader(
-        path, damage, lambda: StateFile(path).begin({"prompt": "a cat"}), (StateFileError,)
+    request = {"prompt": "a cat"}
+    two, embedding = torch.ones(1, 4, 2, 2), torch.ones(1, 3, 4)
+    at = Timestep(
+        embedding, AdamState.fresh(embedding), torch.ones(1, dtype=torch.bool), torch.ones(1, 2), 1
     )
+    done = NullTextState((embedding,), (two, two + 1), (torch.ones(1, 2),), at)
+    kept = StateFile(path)
+    with contextlib.suppress(KeyboardInterrupt), kept.running(request):
+        kept.keep(InversionState((two, two + 1, two + 2), done))
+        raise KeyboardInterrupt
+
+    def read() -> None:
+        with StateFile(path).running(request):
+            pass
+
+    return Reader(path, _forged(path, "state"), read, (StateFileError,))
 
 
 def published(folder: Path) -> Reader:

@@ -28,6 +28,7 @@ def test_what_is_no_documented_error_is_found() -> None:
 
     assert outcome(fail, (ValueError,)) == "KeyError: 'x'"
     assert outcome(fail, (KeyError,)) == "refused"
+    assert "does not name the file" in outcome(fail, (KeyError,), Path("/there/x"))
     assert outcome(lambda: None, ()) == "read"
 
 
