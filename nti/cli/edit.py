@@ -14,7 +14,7 @@ from nti.cli.options import (
     paste_backer,
     plan_of,
 )
-from nti.cli.outputs import LATENTS, check_output, keep, numbered
+from nti.cli.outputs import LATENTS, check_output, keep, keep_each, numbered
 from nti.cli.progress import progress
 from nti.files import write_file, write_picture
 
@@ -90,7 +90,14 @@ def run(options: argparse.Namespace) -> None:
         options.terminal.wrote(options.output, f"{len(modes)} latents")
         return
     images = decode_edits(model, plan, edited).images
-    for path, image in zip(paths, images, strict=True):
-        keep(path, partial(write_picture, finish(image)))
+    errors = keep_each(
+        {
+            path: partial(write_picture, finish(image))
+            for path, image in zip(paths, images, strict=True)
+        }
+    )
     for path, mode, prompt in zip(paths, modes, plan.prompts, strict=True):
-        options.terminal.wrote(path, f"{mode}: {prompt}")
+        if path not in errors:
+            options.terminal.wrote(path, f"{mode}: {prompt}")
+    if errors:
+        raise OSError("; ".join(str(error) for error in errors.values()))

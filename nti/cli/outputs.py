@@ -1,15 +1,16 @@
 """What a command may write to, found out before the work, and how its results are kept."""
 
 import argparse
+import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nti.files import PICTURES, check_writable, is_marked
 
-__all__ = ["LATENTS", "check_folder", "check_output", "holds", "keep", "numbered"]
+__all__ = ["LATENTS", "check_folder", "check_output", "holds", "keep", "keep_each", "numbered"]
 
 LATENTS = ".safetensors"
 """What the names of saved inversions and latents end in."""
@@ -31,7 +32,7 @@ def check_output(options: argparse.Namespace, path: Path, *kinds: str) -> Path:
     Args:
         options: all of the command, as some name files that are read.
         path: of the output. Its folder is made.
-        kinds: what the command may write there: `picture`, `inversion`, `latents`.
+        kinds: what the command may write there: `picture`, `inversion`, `latents`, `published`.
 
     Returns:
         The path.
@@ -64,10 +65,19 @@ def check_output(options: argparse.Namespace, path: Path, *kinds: str) -> Path:
 
 
 def check_folder(path: Path) -> Path:
-    """Check that results can be written into a folder, and make it."""
+    """Check that results can be written into a folder, make it, and return it.
+
+    Raises ValueError for a file, or for a folder that holds anything but earlier results.
+    """
     if path.exists() and not path.is_dir():
         raise ValueError(f"--output: got the file {path}, expected a folder's name")
     check_writable(path / ".nti-check")
+    for there in sorted(path.iterdir()):
+        if not there.name.startswith(".") and not any(holds(there, kind) for kind in RECOGNISED):
+            raise ValueError(
+                f"--output: got {path}, which holds {there.name}, expected a new folder, or one"
+                " that holds earlier results alone"
+            )
     return path
 
 
@@ -92,17 +102,27 @@ def keep(path: Path, save: Callable[[Path], None]) -> None:
     """
     try:
         save(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # of a directory that has come to be there meanwhile
         folder = Path(tempfile.mkdtemp(prefix="nti-"))
         elsewhere = folder / f"result{path.suffix}"  # the name may be what is wrong
         try:
             save(elsewhere)
-        except OSError:
+        except (OSError, ValueError):
             shutil.rmtree(folder, ignore_errors=True)
             raise error from None
-        raise OSError(
-            error.errno, f"{error.strerror}; the result was kept as {elsewhere}"
-        ) from error
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise OSError(errno.EIO, f"{reason}; the result was kept as {elsewhere}") from error
+
+
+def keep_each(results: Mapping[Path, Callable[[Path], None]]) -> dict[Path, OSError]:
+    """Keep several results, each whatever becomes of the others; return the errors by path."""
+    errors = {}
+    for path, save in results.items():
+        try:
+            keep(path, save)
+        except OSError as error:
+            errors[path] = error
+    return errors
 
 
 def _ends(path: Path, kind: str) -> bool:

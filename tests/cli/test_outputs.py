@@ -81,6 +81,7 @@ OF_MODEL = ["--checkpoint", "{p}/model.safetensors"]
         ([*CONVERT, "--prompt", "a"], "new.safetensors", "--prompt: got a, expected none"),
         ([*CONVERT, "--steps", "9"], "new.safetensors", "--steps: got 9, expected none"),
         ([*CONVERT, "--guidance", "0"], "new.safetensors", "--guidance: got 0.0, expected none"),
+        (["demo"], "", "which holds "),
         (["demo"], "notes", "got the file"),
         (["demo"], "notes/demo", "cannot be written"),
     ],
@@ -165,3 +166,27 @@ def test_a_picture_of_ones_own_is_written_again_where_it_can_be_told(
     bare.save(out)
     assert main(command) == 2
     assert "that nti wrote, expected a new name" in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_saved_does_not_take_the_others_along(
+    place: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.setattr("tempfile.tempdir", str(elsewhere))
+
+    def show(*_: object) -> None:
+        (place / "e-1.png").mkdir(exist_ok=True)
+
+    monkeypatch.setattr("nti.cli.progress.Progress.show", show)
+    prompts = ["--prompt", "a green circle on snow", "--prompt", "a red circle on snow"]
+    edit = ["edit", str(place / "x.nti.safetensors"), *prompts, "-o", str(place / "e.png")]
+    assert main(edit) == 2
+    told = capsys.readouterr()
+    (kept,) = elsewhere.rglob("result.png")
+    assert "e-2.png" in told.out and "e-1.png" not in told.out
+    assert f"the result was kept as {kept}" in told.err
+    with Image.open(place / "e-2.png") as second, Image.open(kept) as first:
+        assert first.size == second.size == (128, 128)
