@@ -22,7 +22,7 @@ from nti.networks.text_encoder import TextEncoder
 from nti.networks.tokenizer import Tokenizer
 from nti.networks.unet import UNet
 from nti.networks.vae import VAE
-from nti.sampling.schedule import Schedule
+from nti.sampling.schedule import Schedule, alpha_bars
 from nti.weights_loader import (
     CheckpointError,
     Description,
@@ -31,6 +31,7 @@ from nti.weights_loader import (
     network_files,
     read_metadata,
     read_networks,
+    read_tensor,
     text_layouts,
     unet_layouts,
     vae_layouts,
@@ -44,6 +45,9 @@ CONFIG_KEY = "nti_config"
 """The metadata key under which a checkpoint that is not SD v1 states its configuration."""
 
 MEMORY = ("normal", "low")
+
+BUFFER_TOLERANCE = 2e-3
+"""Between alpha_bar of a file and of its schedule."""
 
 
 class StableDiffusion:
@@ -278,7 +282,9 @@ def locate(
             config = ModelConfig.from_json(metadata[CONFIG_KEY], what)
         except ValueError as error:
             raise CheckpointError(str(error)) from None
-    return files, _honoured(config, described(path, files, dataclasses.asdict(config)))
+    config = _honoured(config, described(path, files, dataclasses.asdict(config)))
+    _check_buffers(files["unet"], config)
+    return files, config
 
 
 def _honoured(config: ModelConfig, said: Description) -> ModelConfig:
@@ -289,6 +295,23 @@ def _honoured(config: ModelConfig, said: Description) -> ModelConfig:
     except ValueError as error:
         raise CheckpointError(f"{said.sources}: {error}") from None
     return dataclasses.replace(config, vae=vae, schedule=schedule)
+
+
+def _check_buffers(path: Path, config: ModelConfig) -> None:
+    """Raise CheckpointError where the schedule that a file holds as a tensor is another one."""
+    found = read_tensor(path, "alphas_cumprod")
+    if found is None:
+        return
+    expected = alpha_bars(config.schedule)
+    alike = found.shape == expected.shape and found.is_floating_point()
+    # Half precision rounds by less than half of this; other schedules differ by ten times as much.
+    if not alike or not (found.double() - expected).abs().max() <= BUFFER_TOLERANCE:
+        raise CheckpointError(
+            f"{path}: alphas_cumprod: got another schedule of the noise than {config.name}'s"
+            f" ({config.schedule.beta_schedule}, beta {config.schedule.beta_start:g} to"
+            f" {config.schedule.beta_end:g} in {config.schedule.train_steps} steps): choose another"
+            " model, or describe the schedule in a .yaml beside it"
+        )
 
 
 def skeletons(

@@ -2,7 +2,7 @@
 ways.
 """
 
-from nti.weights_loader.checkpoint_file import CheckpointError, read_metadata
+from nti.weights_loader.checkpoint_file import CheckpointError, read_metadata, read_tensor
 from nti.weights_loader.descriptions import Description, described
 from nti.weights_loader.files import network_files
 from nti.weights_loader.layouts import Layout, text_layouts, unet_layouts, vae_layouts
@@ -26,6 +26,7 @@ __all__ = [
     "problems_of",
     "read_metadata",
     "read_networks",
+    "read_tensor",
     "text_layouts",
     "unet_layouts",
     "vae_layouts",

@@ -12,6 +12,7 @@ from msgspec import Meta
 from nti.weights_loader.metadata import LONGEST, decode, printable
 from nti.weights_loader.recognise import PICKLE_SUFFIXES, pickle_message
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 __all__ = [
     "CheckpointError",
@@ -21,6 +22,7 @@ __all__ = [
     "read_header",
     "read_json",
     "read_metadata",
+    "read_tensor",
     "read_text",
 ]
 
@@ -155,6 +157,15 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
         return {
             key: TensorHeader(tuple(s.get_shape()), str(s.get_dtype())) for key, s in slices.items()
         }
+
+
+def read_tensor(path: Path, key: str) -> Tensor | None:
+    """Return one tensor on the CPU, None where there is none. Raises CheckpointError."""
+    with open_file(path) as file:
+        if key not in file.keys():  # noqa: SIM118  # a file is no mapping
+            return None
+        tensor: Tensor = file.get_tensor(key)
+        return tensor
 
 
 def read_json(path: Path, kind: type[T]) -> T:

@@ -12,8 +12,10 @@ from safetensors.torch import save_file
 
 import nti
 from checkpoints import assert_same, directory, single_file
+from nti.config import ScheduleConfig
 from nti.inspection import describe_file
 from nti.model import CONFIG_KEY, StableDiffusion, locate
+from nti.sampling.schedule import alpha_bars
 from tiny import SD_LIKE, V_TINY, make_model
 
 pytestmark = pytest.mark.usefixtures("sd_v1_is_small")
@@ -334,3 +336,49 @@ def test_stable_diffusion_2_is_refused_as_such(whole: Path, tmp_path: Path) -> N
     save_file({key: torch.zeros(320, 1024)}, weights)
     with pytest.raises(CheckpointError, match=r"got Stable Diffusion 2\.x"):
         nti.load_model(path, device="cpu")
+
+
+def rescaled(table: torch.Tensor) -> torch.Tensor:
+    """To zero terminal signal (Lin et al. 2023, arXiv 2305.08891, Algorithm 1)."""
+    root = table.sqrt()
+    return ((root - root[-1]) * root[0] / (root[0] - root[-1])).square()
+
+
+PUBLISHED_TABLE = alpha_bars(ScheduleConfig(1000, 0.00085, 0.012))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
+def test_the_published_table_of_alpha_bar_is_no_news(
+    small: StableDiffusion, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    path = tmp_path / "x.safetensors"
+    single_file(small, path, extra={"alphas_cumprod": PUBLISHED_TABLE.to(dtype)})
+    assert_same(nti.load_model(path, device="cpu"), small)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        rescaled(PUBLISHED_TABLE),
+        alpha_bars(ScheduleConfig(1000, 0.00085, 0.012, "linear")),
+        PUBLISHED_TABLE[:500],
+        PUBLISHED_TABLE * torch.nan,
+        PUBLISHED_TABLE.long(),
+    ],
+    ids=["zero-snr", "linear", "short", "nan", "integers"],
+)
+def test_another_table_of_alpha_bar_is_refused(
+    small: StableDiffusion, tmp_path: Path, table: torch.Tensor
+) -> None:
+    path = single_file(small, tmp_path / "x.safetensors", extra={"alphas_cumprod": table})
+    with pytest.raises(CheckpointError, match=f"{path}: alphas_cumprod: got another schedule"):
+        nti.load_model(path, device="cpu")
+
+
+def test_a_table_that_is_described_beside_it_is_honoured(
+    small: StableDiffusion, tmp_path: Path
+) -> None:
+    table = alpha_bars(ScheduleConfig(1000, 0.0005, 0.012)).float()
+    path = single_file(small, tmp_path / "x.safetensors", extra={"alphas_cumprod": table})
+    (tmp_path / "x.yaml").write_text("model:\n  params:\n    linear_start: 0.0005\n")
+    assert nti.load_model(path, device="cpu").config.schedule.beta_start == 0.0005
