@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from nti.config import ModelConfig as ModelConfig
     from nti.editing.attention_maps import average_attention as average_attention
     from nti.editing.plan import EditPlan as EditPlan
-    from nti.editing.prompt_to_prompt import EditedLatents as EditedLatents
-    from nti.editing.prompt_to_prompt import EditResult as EditResult
     from nti.editing.prompt_to_prompt import edit as edit
     from nti.editing.prompt_to_prompt import edit_latents as edit_latents
+    from nti.editing.proximal import Proximal as Proximal
+    from nti.editing.result import EditedLatents as EditedLatents
+    from nti.editing.result import EditResult as EditResult
     from nti.errors import BatchError as BatchError
     from nti.errors import NotFiniteError as NotFiniteError
     from nti.errors import Stopped as Stopped
@@ -31,10 +32,11 @@ if TYPE_CHECKING:
     from nti.inversion.generate import generate as generate
     from nti.inversion.inversion import Inversion as Inversion
     from nti.inversion.inversion import InversionFileError as InversionFileError
-    from nti.inversion.invert import InvertedLatents as InvertedLatents
     from nti.inversion.invert import invert as invert
     from nti.inversion.invert import invert_batch as invert_batch
-    from nti.inversion.invert import invert_latent as invert_latent
+    from nti.inversion.invert_latent import InvertedLatents as InvertedLatents
+    from nti.inversion.invert_latent import invert_latent as invert_latent
+    from nti.inversion.methods import METHODS as METHODS
     from nti.inversion.null_text import NullTextResult as NullTextResult
     from nti.inversion.null_text import optimize_null_text as optimize_null_text
     from nti.inversion.provenance import Provenance as Provenance
@@ -57,13 +59,17 @@ _HOMES = {
     "nti.config": ("SD_V1", "ModelConfig"),
     "nti.editing.attention_maps": ("average_attention",),
     "nti.editing.plan": ("EditPlan",),
-    "nti.editing.prompt_to_prompt": ("EditResult", "EditedLatents", "edit", "edit_latents"),
+    "nti.editing.prompt_to_prompt": ("edit", "edit_latents"),
+    "nti.editing.proximal": ("Proximal",),
+    "nti.editing.result": ("EditResult", "EditedLatents"),
     "nti.errors": ("BatchError", "NotFiniteError", "Stopped"),
     "nti.image": ("Placement", "load_image", "open_image", "paste_back", "to_pil"),
     "nti.inversion.ddim": ("ddim_invert",),
     "nti.inversion.generate": ("generate",),
     "nti.inversion.inversion": ("Inversion", "InversionFileError"),
-    "nti.inversion.invert": ("InvertedLatents", "invert", "invert_batch", "invert_latent"),
+    "nti.inversion.invert": ("invert", "invert_batch"),
+    "nti.inversion.invert_latent": ("InvertedLatents", "invert_latent"),
+    "nti.inversion.methods": ("METHODS",),
     "nti.inversion.null_text": ("NullTextResult", "optimize_null_text"),
     "nti.inversion.provenance": ("Provenance",),
     "nti.inversion.published": ("from_published", "to_published"),

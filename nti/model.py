@@ -120,9 +120,9 @@ class StableDiffusion:
         steps = choose_execution(self.steps, execution, compiler=compiler)
         return StableDiffusion(self.config, self.unet, self.vae, self.text, self.tokenizer, steps)
 
-    def schedule(self, steps: int) -> Schedule:
+    def schedule(self, steps: int, *, eta: float = 0.0) -> Schedule:
         """Return `steps` timesteps of the schedule; ValueError for a number that does not fit."""
-        return Schedule.create(self.config.schedule, steps)
+        return Schedule.create(self.config.schedule, steps, eta=eta)
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:

@@ -11,8 +11,8 @@ from nti.editing.attention_maps import (
     check_count,
     self_attention_components,
 )
+from nti.editing.edit_rows import check_objects
 from nti.editing.plan import EditPlan
-from nti.editing.prompt_to_prompt import check_objects
 from nti.errors import Callback
 from nti.image import to_pil
 from nti.inversion.inversion import Inversion

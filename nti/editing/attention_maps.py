@@ -9,8 +9,9 @@ from torch import Tensor
 
 from nti.arguments import a_callable, a_text, a_whole_number, an_instance, shown, texts
 from nti.config import UNetConfig
+from nti.editing.edit_rows import EditRows, check_objects
 from nti.editing.plan import EditPlan
-from nti.editing.prompt_to_prompt import check_objects, edit_latents
+from nti.editing.prompt_to_prompt import edit_latents
 from nti.errors import Callback, check_finite, report
 from nti.inversion.inversion import Inversion
 from nti.model import StableDiffusion
@@ -169,11 +170,11 @@ def _replay(
     model: StableDiffusion, inversion: Inversion, hook: _MapAverage, callback: Callback | None
 ) -> None:
     """Predict the conditional noise at each latent that the inversion visited."""
-    cond = model.encode_text([inversion.prompt])
-    schedule = model.schedule(inversion.steps)
-    latents = inversion.latents.to(model.device, model.state_dtype)
+    rows = EditRows.create(model, inversion, inversion.prompt)
+    rows.check_trajectory("attention")
+    schedule, latents = rows.schedule, rows.visited
     for i in range(schedule.steps):
         t = schedule.timestep(i, latents)
-        eps, _ = controlled_noise(model.unet, latents[i : i + 1], t, cond, None, hook)
+        eps, _ = controlled_noise(model.unet, latents[i : i + 1], t, rows.cond[i, :1], None, hook)
         check_finite(eps, f"attention at timestep {schedule.timesteps[i]}", model.dtype)
         report(callback, i + 1, schedule.steps)

@@ -6,60 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from nti.arguments import a_callable, a_number, a_text, a_whole_number, an_instance, shown
-from nti.editing.alignment import Alignment
+from nti.arguments import a_callable, a_whole_number, an_instance, shown
 from nti.editing.control_schedule import ControlSchedule, CrossWindow, Window
+from nti.editing.edit_rows import EditRows, check_objects
 from nti.editing.local_blend import START, THRESHOLD, BlendWords, LocalBlend
 from nti.editing.plan import EditPlan
+from nti.editing.proximal import Proximal
+from nti.editing.result import EditedLatents, EditResult, drawn
 from nti.editing.unchanged import warn_of_unchanged
 from nti.errors import Callback, check_finite, report
-from nti.image import to_pil
 from nti.inversion.inversion import Inversion
-from nti.inversion.sampling import check_model
 from nti.model import StableDiffusion
 from nti.networks.control import MapHook
-from nti.sampling.schedule import Schedule, ddim_step
-from nti.sampling.step import controlled_noise, guided_noise
+from nti.sampling.step import controlled_noise
 
-__all__ = [
-    "EditResult",
-    "EditedLatents",
-    "check_objects",
-    "decode_edits",
-    "edit",
-    "edit_latents",
-]
-
-
-@dataclass(frozen=True, eq=False)
-class EditedLatents:
-    """What an edit of E prompts gives before it is decoded, on the model's device."""
-
-    latents: Tensor
-    """The edits' latents, in sampling order: (steps - start + 1, E, 4, h, w)."""
-    source: Tensor
-    """The source's last latent as the batch had it: (1, 4, h, w)."""
-    masks: Tensor | None
-    """Where local blend let each edit change, by step: (steps - start, E, h, w) bool, or None."""
-
-
-@dataclass(frozen=True, eq=False)
-class EditResult:
-    """What an edit of E prompts gives."""
-
-    images: list[Image.Image]
-    """The edited images."""
-    latents: Tensor
-    """The edits' latents, in sampling order: (steps - start + 1, E, 4, h, w)."""
-    source: Image.Image
-    """The source as the batch had it: the inversion's reconstruction."""
-    masks: Tensor | None
-    """Where local blend let each edit change, by step: (steps - start, E, h, w) bool, or None."""
-    alignments: tuple[Alignment, ...]
-    """How each prompt was aligned with the source's; `.mode` tells what `auto` chose."""
+__all__ = ["decode_edits", "edit", "edit_latents"]
 
 
 def edit(
@@ -78,6 +41,8 @@ def edit(
     replay: bool = True,
     guidance_scale: float | None = None,
     negative_prompt: str | None = None,
+    mix: float | None = None,
+    proximal: Proximal | None = None,
     start: int = 0,
     callback: Callback | None = None,
 ) -> EditResult:
@@ -109,6 +74,8 @@ def edit(
         replay: see `edit_latents`, as for all that follow.
         guidance_scale: see there.
         negative_prompt: see there.
+        mix: see there.
+        proximal: see there.
         start: see there.
         callback: see there.
 
@@ -126,7 +93,8 @@ def edit(
     )  # fmt: skip
     edited = edit_latents(
         model, inversion, plan, replay=replay, guidance_scale=guidance_scale,
-        negative_prompt=negative_prompt, start=start, callback=callback,
+        negative_prompt=negative_prompt, mix=mix, proximal=proximal, start=start,
+        callback=callback,
     )  # fmt: skip
     return decode_edits(model, plan, edited)
 
@@ -139,9 +107,7 @@ def decode_edits(model: StableDiffusion, plan: EditPlan, edited: EditedLatents) 
     """
     pixels = model.decode_latent(torch.cat([edited.source, edited.latents[-1]]))
     warn_of_unchanged(plan, pixels, edited.masks)
-    source, *images = to_pil(pixels)
-    masks = None if edited.masks is None else edited.masks.cpu()
-    return EditResult(images, edited.latents.cpu(), source, masks, plan.alignments)
+    return drawn(edited, pixels, plan.alignments)
 
 
 @torch.no_grad()
@@ -153,6 +119,8 @@ def edit_latents(
     replay: bool = True,
     guidance_scale: float | None = None,
     negative_prompt: str | None = None,
+    mix: float | None = None,
+    proximal: Proximal | None = None,
     start: int = 0,
     callback: Callback | None = None,
     hook: MapHook | None = None,
@@ -169,6 +137,9 @@ def edit_latents(
         negative_prompt: its embedding takes the place of the edits' null embeddings at every step;
             None: those of the inversion. The source keeps its own. What null-text optimization
             learned is then lost to the edits, so they follow the image less closely.
+        mix: how much of an edit's prompt is its own embedding, 0 to 1, where the inversion learned
+            one of the source's prompt, the rest being that one; None: what the method says.
+        proximal: guides the edits only where the prompt makes a difference (see `Proximal`).
         start: the step to start at, from the inversion's latent there; windows count from step 0
             all the same.
         callback: called with (steps done, steps in all); see `nti.errors.Callback`.
@@ -188,34 +159,19 @@ def edit_latents(
     a_callable("callback", callback)
     if hook is not None and not isinstance(hook, MapHook):
         raise ValueError(f"hook: got {shown(hook)}, expected a MapHook, with `wants` and a call")
-    uncond = inversion.uncond[:, None].to(model.device, model.state_dtype)
-    negative = None
-    if negative_prompt is not None:
-        negative = model.encode_text([a_text("negative_prompt", negative_prompt)])
-    w = inversion.guidance_scale
-    w_edits = w if guidance_scale is None else a_number("guidance_scale", guidance_scale)
+    rows = EditRows.create(
+        model, inversion, plan.prompts, guidance_scale=guidance_scale,
+        negative_prompt=negative_prompt, mix=mix, proximal=proximal,
+    )  # fmt: skip
+    rows.check_trajectory("Prompt-to-Prompt")
     loop = _Loop(
-        model=model,
-        schedule=model.schedule(plan.steps),
+        rows,
         controls=plan.controls.to(model.device, model.state_dtype),
         blend=None if plan.blend is None else plan.blend.to(model.device, model.state_dtype),
-        visited=inversion.latents.to(model.device, model.state_dtype),
-        cond=model.encode_text([plan.source, *plan.prompts]),
-        uncond_source=uncond,
-        uncond_edits=uncond if negative is None else negative.expand_as(uncond),
-        w_source=w,
-        w_edits=w_edits,
         replay=replay,
         hook=hook,
     )
     return loop.run(start, callback)
-
-
-def check_objects(model: StableDiffusion, inversion: Inversion) -> None:
-    """Raise ValueError unless these are a model and an inversion that was made with it."""
-    an_instance("model", model, StableDiffusion)
-    an_instance("inversion", inversion, Inversion)
-    check_model(model, inversion)
 
 
 def _check_plan(plan: EditPlan, inversion: Inversion) -> None:
@@ -231,37 +187,25 @@ def _check_plan(plan: EditPlan, inversion: Inversion) -> None:
 class _Loop:
     """What stays the same over the steps of one edit."""
 
-    model: StableDiffusion
-    schedule: Schedule
+    rows: EditRows
     controls: ControlSchedule
     blend: LocalBlend | None
-    visited: Tensor
-    """The source's latents (T + 1, 4, h, w)."""
-    cond: Tensor
-    """Of source and edits (1 + E, 77, C)."""
-    uncond_source: Tensor
-    """(T, 1, 77, C)."""
-    uncond_edits: Tensor
-    """(T, 1, 77, C)."""
-    w_source: float
-    w_edits: float
     replay: bool
     hook: MapHook | None
 
     def run(self, start: int, callback: Callback | None) -> EditedLatents:
         """Sample from a step on."""
-        schedule, visited = self.schedule, self.visited
-        edits = visited[start].expand(len(self.cond) - 1, -1, -1, -1)
+        rows, schedule, visited = self.rows, self.rows.schedule, self.rows.visited
+        edits = visited[start].expand(rows.count, -1, -1, -1)
         source = visited[start][None]
         latents, masks, maps = [edits], [], None
         for i in range(start, schedule.steps):
             eps_source, eps_edits, words = self._noise(i, source, edits)
-            step = schedule.coefficients(i)
-            edits = ddim_step(edits, guided_noise(*eps_edits, self.w_edits), step)
+            edits = rows.step(i, edits, *eps_edits)
             if eps_source is None:
                 source = visited[i + 1][None]
             else:
-                source = ddim_step(source, guided_noise(*eps_source, self.w_source), step)
+                source = rows.source_step(i, source, *eps_source)
             if self.blend is not None:
                 assert words is not None
                 maps = words if maps is None else maps + words
@@ -270,7 +214,7 @@ class _Loop:
                     mask = self.blend.mask(maps, (edits.shape[-2], edits.shape[-1]))
                     edits = torch.where(mask[:, None], edits, source)
                 masks.append(mask)
-            check_finite(edits, f"edit at timestep {schedule.timesteps[i]}", self.model.dtype)
+            check_finite(edits, f"edit at timestep {schedule.timesteps[i]}", rows.model.dtype)
             latents.append(edits)
             report(callback, i + 1 - start, schedule.steps - start)
         return EditedLatents(torch.stack(latents), source, torch.stack(masks) if masks else None)
@@ -284,7 +228,8 @@ class _Loop:
         controlled. A replayed source has no unconditional row, and none at all once no edit needs
         its attention, unless the steps keep to one layout.
         """
-        steps, count = self.model.steps, len(edits)
+        rows, count = self.rows, len(edits)
+        steps = rows.model.steps
         controlled = (
             self.controls.needs_source[i]
             or self.blend is not None
@@ -292,19 +237,19 @@ class _Loop:
             or self.hook is not None
         )
         with_source = torch.cat([source, edits])
-        uncond = self.uncond_edits[i].expand(count, -1, -1)
+        uncond = rows.uncond_edits[i].expand(count, -1, -1)
         free = edits
         if not self.replay:
-            free, uncond = with_source, torch.cat([self.uncond_source[i], uncond])
+            free, uncond = with_source, torch.cat([rows.uncond_source[i], uncond])
         guided = with_source if controlled or not self.replay else edits
         latent = torch.cat([free, guided])
-        context = torch.cat([uncond, self.cond[-len(guided) :]])
+        context = torch.cat([uncond, rows.cond[i, -len(guided) :]])
         control = self.controls.control(i, len(latent), self._words()) if controlled else None
-        timestep = self.schedule.timestep(i, latent)
+        timestep = rows.schedule.timestep(i, latent)
         if self.hook is None:
             eps, maps = steps.controlled_noise(latent, timestep, context, control)
         else:
-            unet = self.model.unet
+            unet = rows.model.unet
             eps, maps = controlled_noise(unet, latent, timestep, context, control, self.hook)
         eps_edits = (eps[len(free) - count : len(free)], eps[-count:])
         eps_source = None if self.replay else (eps[:1], eps[len(free) : len(free) + 1])
@@ -314,7 +259,7 @@ class _Loop:
         """Return the word columns whose maps are wanted."""
         if self.blend is not None:
             return self.blend.words
-        if not self.model.steps.one_layout:
+        if not self.rows.model.steps.one_layout:
             return None
-        rows, tokens = self.cond.shape[:2]
-        return self.cond.new_zeros(rows, tokens, 2 * (rows - 1))
+        count, tokens = self.rows.cond.shape[1:3]
+        return self.rows.cond.new_zeros(count, tokens, 2 * (count - 1))

@@ -4,7 +4,8 @@ import torch
 
 from nti.arguments import a_number, a_text, a_whole_number
 from nti.errors import Callback
-from nti.inversion.inversion import GENERATED, Inversion
+from nti.inversion.inversion import Inversion
+from nti.inversion.methods import GENERATED
 from nti.inversion.provenance import Provenance, describe_versions
 from nti.inversion.sampling import sample
 from nti.inversion.source import width_and_height

@@ -11,17 +11,12 @@ from torch import Tensor
 from nti.fingerprint import Fingerprint
 from nti.image import Placement
 from nti.inversion import inversion_file
-from nti.inversion.inversion_file import Header, InversionFileError
+from nti.inversion.inversion_file import OPTIONAL, Header, InversionFileError
+from nti.inversion.methods import GENERATED, METHODS, Method, method_of
 from nti.inversion.provenance import Provenance
 from nti.weights_loader.metadata import printable
 
-__all__ = ["GENERATED", "METHODS", "Inversion", "InversionFileError", "Provenance"]
-
-METHODS = ("null-text", "negative-prompt", "ddim")
-"""What `nti.invert` knows."""
-
-GENERATED = "generated"
-"""The method of an inversion that `nti.generate` made, without an image."""
+__all__ = ["Inversion", "InversionFileError", "Provenance"]
 
 TENSORS = ("uncond", "pivot", "latents", "losses")
 WORDS = ("prompt", "method", "guidance_scale", "model_name", "placement", "made")
@@ -37,26 +32,31 @@ class Inversion:
     prompt: str
     """The source prompt P."""
     method: str
-    """`null-text`, `negative-prompt`, `ddim` or `generated`."""
+    """A name in `nti.inversion.methods`, or `generated`."""
     guidance_scale: float
     """w, which the embeddings were made for and the latents were sampled at."""
     model_name: str
     """The configuration's name; an inversion is of use to that model alone."""
     uncond: Tensor
-    """The null embedding of each timestep (T, 77, C), float32 or float64."""
+    """What stands for psi("") at each timestep (T, 77, C), float32 or float64."""
     pivot: Tensor
-    """z*_T .. z*_0, the DDIM inversion at guidance 1: (T + 1, 4, h, w). Of a generated image the
-    same as `latents`."""
+    """z*_T .. z*_0, what the method's sampling is to follow: (T + 1, 4, h, w). Of a generated image
+    the same as `latents`; without a trajectory T + 1 times z_0."""
     latents: Tensor
-    """z_T .. z_0, the latents that guided sampling with the embeddings visits: (T + 1, 4, h, w)."""
+    """z_T .. z_0, the source's latents, which edits replay: (T + 1, 4, h, w). Most methods visit
+    them by guided sampling."""
     losses: Tensor
-    """Each inner iteration's loss (T, N), NaN where it had stopped; (T, 0) for other methods."""
+    """Each inner iteration's loss (T, N), NaN where it had stopped; (T, 0) without iterations."""
     placement: Placement | None = None
     """Where the image lies in its original, for `nti.paste_back`; None for a tensor."""
     made: Provenance | None = None
     """None for a file of format 1, which does not say."""
     weights: Fingerprint | None = None
     """Of the model that it was made with; None for a file of format 1."""
+    cond: Tensor | None = None
+    """What stands for psi(P) at each timestep (T, 77, C); None: psi(P) itself."""
+    offsets: Tensor | None = None
+    """What is added to each step of the source (T, 4, h, w); None: nothing."""
 
     def __post_init__(self) -> None:
         if self.method not in (*METHODS, GENERATED):
@@ -78,8 +78,11 @@ class Inversion:
                 f" {tuple(self.latents.shape)} and losses {tuple(self.losses.shape)}, expected"
                 " twice (T + 1, 4, h, w), and (T, N)"
             )
-        for name in TENSORS:
+        for name, like in (("cond", self.uncond), ("offsets", self.pivot[1:])):
             values = getattr(self, name)
+            if values is not None and values.shape != like.shape:
+                raise ValueError(f"{name}: got {tuple(values.shape)}, expected {tuple(like.shape)}")
+        for name, values in self._tensors().items():
             if not values.is_floating_point() or not _sound(values, nan=name == "losses"):
                 raise ValueError(
                     f"{name}: got {values.dtype} with values that are not finite, or of another"
@@ -97,6 +100,11 @@ class Inversion:
         counts: list[int] = (~self.losses.isnan()).sum(dim=1).tolist()
         return counts
 
+    @property
+    def row(self) -> Method:
+        """Its method's."""
+        return method_of(self.method)
+
     def save(self, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write the inversion to `path`, whole or not at all, and make its folder.
 
@@ -111,9 +119,8 @@ class Inversion:
 
         """
         words = {name: getattr(self, name) for name in WORDS}
-        tensors = {name: getattr(self, name) for name in TENSORS}
         header = Header(**words, iterations=self.iterations)
-        inversion_file.write(path, header, tensors, self.weights, dtype)
+        inversion_file.write(path, header, self._tensors(), self.weights, dtype)
 
     @classmethod
     def load(cls, path: str | Path) -> "Inversion":
@@ -130,13 +137,19 @@ class Inversion:
         """Compare words, numbers and tensors exactly; NaN equals NaN, and nothing else."""
         if not isinstance(other, Inversion):
             return NotImplemented
-        return self._words() == other._words() and all(
-            _same(getattr(self, name), getattr(other, name)) for name in TENSORS
+        ours, theirs = self._tensors(), other._tensors()
+        return (self._words(), ours.keys()) == (other._words(), theirs.keys()) and all(
+            _same(values, theirs[name]) for name, values in ours.items()
         )
 
     def __hash__(self) -> int:
         """Agree with `==`, which compares these first."""
         return hash(self._words())
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Return those that there are, by name."""
+        found = {name: getattr(self, name) for name in (*TENSORS, *OPTIONAL)}
+        return {name: values for name, values in found.items() if values is not None}
 
     def _words(self) -> tuple[Any, ...]:
         return tuple(getattr(self, name) for name in WORDS)

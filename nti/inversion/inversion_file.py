@@ -1,4 +1,4 @@
-"""The file of a saved inversion: format 2, and format 1 as older versions wrote it.
+"""The file of a saved inversion: format 3, and formats 1 and 2 as older versions wrote them.
 
 docs/format.md describes both.
 """
@@ -16,17 +16,24 @@ from torch import Tensor
 from nti.fingerprint import NETWORKS, Fingerprint
 from nti.image import Placement
 from nti.inversion.provenance import Provenance
-from nti.inversion.tensor_file import TensorFile, read_tensors, write_tensors
+from nti.inversion.tensor_file import LARGEST, TensorFile, read_tensors, write_tensors
 from nti.weights_loader.metadata import convert, printable
 
-__all__ = ["KEY", "InversionFileError", "read", "write"]
+__all__ = ["KEY", "OPTIONAL", "Header", "InversionFileError", "read", "write"]
 
 KEY = "inversion"
 """The metadata's key under which the header is."""
 
-FORMATS = ("nti-inversion-1", "nti-inversion-2")
+FORMATS = ("nti-inversion-1", "nti-inversion-2", "nti-inversion-3")
 
 TENSORS = ("uncond", "pivot", "latents", "losses")
+OPTIONAL = ("cond", "offsets")
+ROUNDED = ("uncond", "pivot", "latents", *OPTIONAL)
+"""What half precision is for."""
+
+EMBEDDINGS = ("uncond", "cond")
+"""Of each timestep, or one for all of them."""
+
 WEIGHTS = {network: f"weights.{network}" for network in NETWORKS}
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -65,15 +72,18 @@ def write(
     weights: Fingerprint | None,
     dtype: torch.dtype | None,
 ) -> None:
-    """Write a file of format 2; see `Inversion.save`."""
+    """Write a file of format 3; see `Inversion.save`."""
     if dtype not in (None, torch.float16, torch.bfloat16):
         raise ValueError(f"dtype: got {dtype}, expected torch.float16, torch.bfloat16 or None")
     kept = dict(tensors)
-    for name in ("uncond", "pivot", "latents") if dtype is not None else ():
+    for name in kept.keys() & set(EMBEDDINGS):
+        if torch.equal(kept[name], kept[name][:1].expand_as(kept[name])):
+            kept[name] = kept[name][:1]
+    for name in kept.keys() & set(ROUNDED) if dtype is not None else ():
         kept[name] = kept[name].to(dtype)
         if not kept[name].isfinite().all():
             raise ValueError(f"dtype: got {dtype}, expected one that can hold all of {name}")
-    words = {**asdict(header), "format": FORMATS[1]}
+    words = {**asdict(header), "format": FORMATS[-1]}
     if weights is not None:
         kept |= {WEIGHTS[network]: weights.samples[network] for network in NETWORKS}
         words["networks"] = weights.numbers
@@ -81,7 +91,7 @@ def write(
 
 
 def read(path: str | Path) -> tuple[Header, dict[str, Tensor], Fingerprint | None]:
-    """Read a file of either format: what `write` was given, with half precision as float32.
+    """Read a file of any format: what `write` was given, with half precision as float32.
 
     Raises InversionFileError, its message naming the file.
     """
@@ -96,7 +106,7 @@ def read(path: str | Path) -> tuple[Header, dict[str, Tensor], Fingerprint | Non
         if found not in FORMATS:
             raise ValueError(f"got format {found!r}, expected one of {', '.join(FORMATS)}")
         header = convert(dict(file.header), Header, "header")
-        if found == FORMATS[1] and not file.verified:
+        if found != FORMATS[0] and not file.verified:
             raise ValueError("got no digest, expected one in this format")
         _check_placement(header.placement)
         return header, _checked(file), _fingerprint(header, file)
@@ -109,26 +119,33 @@ def read(path: str | Path) -> tuple[Header, dict[str, Tensor], Fingerprint | Non
 def _checked(file: TensorFile) -> dict[str, Tensor]:
     """Return the tensors in float32 or float64, once types and sizes have proved to fit."""
     missing = [name for name in TENSORS if name not in file.tensors]
-    unknown = file.tensors.keys() - {*TENSORS, *WEIGHTS.values()}
+    unknown = file.tensors.keys() - {*TENSORS, *OPTIONAL, *WEIGHTS.values()}
     if missing or unknown:
         raise ValueError(
             f"tensors: got no {', '.join(missing) or 'missing one'}, and unknown ones:"
             f" {', '.join(sorted(unknown)) or 'none'}, expected {', '.join(TENSORS)}"
         )
-    tensors = {name: file.tensors[name] for name in TENSORS}
+    tensors = {n: file.tensors[n] for n in (*TENSORS, *OPTIONAL) if n in file.tensors}
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES:
             raise ValueError(f"{name}: got {tensor.dtype}, expected one of {DTYPES}")
         if tensor.dtype.itemsize == 2:
             tensors[name] = tensor.float()
-    most = {"uncond": (STEPS, TOKENS, WIDTH), "pivot": (STEPS + 1, 64, SIDE, SIDE)}
-    for name, bounds in most.items():
-        shape = tuple(tensors[name].shape)
+    embedding, latents = (STEPS, TOKENS, WIDTH), (STEPS + 1, 64, SIDE, SIDE)
+    most = {"uncond": embedding, "cond": embedding, "pivot": latents}
+    for name in most.keys() & tensors.keys():
+        shape, bounds = tuple(tensors[name].shape), most[name]
         fits = len(shape) == len(bounds) and all(
             1 <= n <= bound for n, bound in zip(shape, bounds, strict=True)
         )
         if not fits:
             raise ValueError(f"{name}: got {shape}, expected from 1 to {bounds}")
+    steps = len(tensors["pivot"]) - 1
+    for name in tensors.keys() & set(EMBEDDINGS):
+        if steps < 1 or steps * tensors[name][0].nbytes > LARGEST:
+            raise ValueError(f"{name}: got {tuple(tensors[name].shape)} for {steps} timesteps")
+        if len(tensors[name]) == 1:
+            tensors[name] = tensors[name].repeat(steps, 1, 1)
     return tensors
 
 

@@ -1,50 +1,24 @@
-"""`invert`: an image and its caption to an `Inversion`; the same for many, and from a latent."""
+"""`invert`: an image and its caption to an `Inversion`; the same for many."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nti.errors import BatchError, Callback, NotFiniteError, check_finite, report
+from nti.errors import BatchError, Callback, NotFiniteError
 from nti.image import ImageLike
-from nti.inversion.ddim import ddim_invert
 from nti.inversion.inversion import Inversion
-from nti.inversion.null_text import (
-    NullTextResult,
-    Rule,
-    optimize_null_text,
-    published_learning_rate,
-    published_threshold,
-)
+from nti.inversion.invert_latent import invert_latent
+from nti.inversion.null_text import Rule, published_learning_rate, published_threshold
 from nti.inversion.provenance import Provenance, describe_versions, digest
 from nti.inversion.settings import InversionSettings
 from nti.inversion.source import Size, Source, read_sources, stacked
 from nti.inversion.state import InversionState, StateFile, Watch
 from nti.model import StableDiffusion
 
-__all__ = [
-    "InversionSettings",
-    "InvertedLatents",
-    "Size",
-    "invert",
-    "invert_batch",
-    "invert_latent",
-]
-
-
-@dataclass(frozen=True, eq=False)
-class InvertedLatents:
-    """What inverting B latents leaves, on the model's device, in sampling order."""
-
-    pivot: Tensor
-    """z*_T .. z*_0: (T + 1, B, 4, h, w)."""
-    null_text: NullTextResult
-    """Embeddings, visited latents and losses."""
-    guidance_scale: float
-    """w that they were made for."""
+__all__ = ["InversionSettings", "Size", "invert", "invert_batch"]
 
 
 def invert(
@@ -61,6 +35,12 @@ def invert(
     noise_at: str = "target",
     learning_rate: Rule = published_learning_rate,
     threshold: Rule = published_threshold,
+    pivot: str = "ddim",
+    pivot_iterations: int = 5,
+    seed: int = 0,
+    towards_null: float = 0.0,
+    pull_share: float = 1.0,
+    pull_every: int = 1,
     callback: Callback | None = None,
     watch: Watch | None = None,
     state: StateFile | None = None,
@@ -81,8 +61,14 @@ def invert(
         noise_at: see there.
         learning_rate: see there.
         threshold: see there.
-        callback: called with (steps done, 2 T) after each timestep of the pivot and of the
-            optimization; see `nti.errors.Callback`.
+        pivot: see there.
+        pivot_iterations: see there.
+        seed: see there.
+        towards_null: see there.
+        pull_share: see there.
+        pull_every: see there.
+        callback: called with (steps done, 2 T) after each timestep of the pivot and of what follows
+            it; see `nti.errors.Callback`.
         watch: told the `InversionState` after every step and every inner iteration.
         state: keeps the run's state in a file, and goes on from what a run of the same inversion
             has left there. Remove it once the inversion is saved.
@@ -98,8 +84,9 @@ def invert(
 
     """
     settings = InversionSettings(
-        steps, guidance_scale, inner_steps, method, noise_at, learning_rate, threshold
-    )
+        steps, guidance_scale, inner_steps, method, noise_at, learning_rate, threshold, pivot,
+        pivot_iterations, seed, towards_null, pull_share, pull_every,
+    )  # fmt: skip
     (made,) = invert_batch(
         model, [image], [prompt], settings, size=size, fit=fit, callback=callback, watch=watch,
         state=state,
@@ -183,7 +170,7 @@ def _invert_sources(
         made = invert_latent(
             model, latent, prompts, settings, callback=callback, watch=told, state=start
         )
-    found = made.null_text
+    found = made.source
     finite = (
         found.latents.isfinite().flatten(2).all(dim=2).all(dim=0)
         & made.pivot.isfinite().flatten(2).all(dim=2).all(dim=0)
@@ -204,6 +191,8 @@ def _invert_sources(
                 pivot=_own(made.pivot[:, i]),
                 latents=_own(found.latents[:, i]),
                 losses=_own(found.losses[:, i]),
+                cond=None if found.cond is None else _own(found.cond[:, i]),
+                offsets=None if found.offsets is None else _own(found.offsets[:, i]),
                 placement=source.placement,
                 made=Provenance(source.sha256, table, versions),
                 weights=model.fingerprint,
@@ -244,95 +233,6 @@ def _request(
         **{f"weights_{name}": found for name, found in weights.items()},
         "networks": model.fingerprint.numbers,
     }
-
-
-@torch.inference_mode(mode=False)  # the embedding learns, whatever mode the caller is in
-def invert_latent(
-    model: StableDiffusion,
-    latent: Tensor,
-    prompts: Sequence[str],
-    settings: InversionSettings | None = None,
-    *,
-    callback: Callback | None = None,
-    watch: Watch | None = None,
-    state: InversionState | None = None,
-) -> InvertedLatents:
-    """Invert latents: the part of `invert_batch` between encoding and the `Inversion`.
-
-    Args:
-        model: the model.
-        latent: z_0 (B, 4, h, w), as `model.encode_image` gives it.
-        prompts: B of them.
-        settings: None: the defaults.
-        callback: see `invert`.
-        watch: see `invert`.
-        state: where to go on from, as `watch` was told it; None: from the start.
-
-    Returns:
-        What is found. The rows of images whose latents overflow are not finite.
-
-    Raises:
-        ValueError: latents that are not finite or not as many as the prompts.
-        NotFiniteError: latents that overflow, of all images.
-        Stopped: by the callback.
-
-    """
-    settings = settings or InversionSettings()
-    if latent.ndim != 4 or len(latent) != len(prompts):
-        raise ValueError(
-            f"latent: got {tuple(latent.shape)} for {len(prompts)} prompts, expected"
-            f" ({len(prompts)}, {model.config.unet.latent_channels}, h, w)"
-        )
-    latent = latent.to(
-        model.device, model.state_dtype, copy=True, memory_format=torch.contiguous_format
-    )
-    check_finite(latent, "latent to invert", latent.dtype)
-    own = model.config.guidance_scale
-    w = own if settings.guidance_scale is None else settings.guidance_scale
-    schedule = model.schedule(settings.steps)
-    cond = model.encode_text(prompts)
-    null = model.encode_text([""]).expand_as(cond).contiguous()
-    total = 2 * schedule.steps
-    at = None if state is None else _fitting(state.to(latent.device), latent, schedule.steps)
-    pivot = ddim_invert(
-        model.steps,
-        latent,
-        cond,
-        schedule,
-        noise_at=settings.noise_at,
-        callback=lambda done, _: report(callback, done, total),
-        watch=None if watch is None else lambda pivot: watch(InversionState(pivot)),
-        state=() if at is None else at.pivot,
-    )
-    backwards = tuple(pivot.flip(0))
-    found = optimize_null_text(
-        model.steps,
-        pivot,
-        cond,
-        cond if settings.method == "negative-prompt" else null,
-        schedule,
-        guidance_scale=w,
-        inner_steps=settings.inner_steps if settings.method == "null-text" else 0,
-        learning_rate=settings.learning_rate,
-        threshold=settings.threshold,
-        callback=lambda done, _: report(callback, schedule.steps + done, total),
-        watch=None if watch is None else lambda now: watch(InversionState(backwards, now)),
-        state=None if at is None else at.null_text,
-    )
-    return InvertedLatents(pivot, found, w)
-
-
-def _fitting(state: InversionState, latent: Tensor, steps: int) -> InversionState:
-    """Return a state, or raise ValueError for one of another latent or number of steps."""
-    first = state.pivot[0]
-    alike = first.shape == latent.shape and first.dtype == latent.dtype
-    found = state.null_text
-    whole = len(state.pivot) == steps + 1
-    if not alike or not torch.equal(first, latent) or len(state.pivot) > steps + 1:
-        raise ValueError("state: got one of another latent or of more steps, expected this run's")
-    if found is not None and (not whole or len(found.uncond) > steps):
-        raise ValueError("state: got an optimization without its whole pivot, expected this run's")
-    return state
 
 
 def _counted(values: Sequence[object] | str) -> str:

@@ -25,17 +25,19 @@ def sample(
     schedule: Schedule,
     guidance_scale: float,
     *,
+    offsets: Tensor | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """z_T -> z_0 by guided DDIM steps.
+    """z_T -> z_0 by guided steps.
 
     Args:
         steps: the model's steps.
         latent: z_T (B, 4, h, w).
-        cond: the prompts' token states (B, 77, C).
+        cond: the prompts' token states (B, 77, C), or (T, B, 77, C), those of each timestep.
         uncond: the null embedding of each timestep (T, B, 77, C).
         schedule: T timesteps.
         guidance_scale: w.
+        offsets: what is added to each step (T, B, 4, h, w); None: nothing.
         callback: see `nti.errors.Callback`.
 
     Returns:
@@ -51,7 +53,9 @@ def sample(
     for i in range(schedule.steps):
         step = schedule.coefficients(i).to(latent)
         timestep = schedule.timestep(i, latent)
-        visited.append(steps.guided_step(visited[-1], timestep, uncond[i], cond, step, w))
+        prompts = cond if cond.ndim == 3 else cond[i]
+        reached = steps.guided_step(visited[-1], timestep, uncond[i], prompts, step, w)
+        visited.append(reached if offsets is None else reached + offsets[i])
         where = f"sampling at timestep {schedule.timesteps[i]}"
         check_finite(visited[-1], where, steps.unet.conv_in.weight.dtype)
         report(callback, i + 1, schedule.steps)
@@ -103,7 +107,8 @@ def reconstruct_latents(
 ) -> Tensor:
     """Sample again from z_T with the saved embeddings, prompt and guidance.
 
-    The latents that the inversion keeps are not read (but z_T), so this tests the embeddings.
+    The latents that the inversion keeps are not read (but z_T), so this tests the embeddings. Only
+    where the method's latents are kept ones (`Method.replayed`) does it return those.
 
     Returns:
         The latents visited, z_T .. z_0: (T + 1, 1, 4, h, w), on the model's device.
@@ -115,13 +120,21 @@ def reconstruct_latents(
 
     """
     check_model(model, inversion)
+
+    def batch_of_one(values: Tensor) -> Tensor:
+        return values[:, None].to(model.device, model.state_dtype)
+
+    if inversion.row.replayed:
+        return batch_of_one(inversion.latents)
+    learned, offsets = inversion.cond, inversion.offsets
     return sample(
         model.steps,
-        inversion.pivot[:1].to(model.device, model.state_dtype),
-        model.encode_text([inversion.prompt]),
-        inversion.uncond[:, None].to(model.device, model.state_dtype),
-        model.schedule(inversion.steps),
+        batch_of_one(inversion.pivot)[0],
+        model.encode_text([inversion.prompt]) if learned is None else batch_of_one(learned),
+        batch_of_one(inversion.uncond),
+        model.schedule(inversion.steps, eta=inversion.row.eta),
         inversion.guidance_scale,
+        offsets=None if offsets is None else batch_of_one(offsets),
         callback=callback,
     )
 

@@ -5,15 +5,22 @@ from typing import Any
 
 from nti.arguments import a_choice, a_number, a_whole_number, shown
 from nti.inversion.ddim import check_noise_at
-from nti.inversion.inversion import METHODS
+from nti.inversion.methods import METHODS, PIVOTS, Method
 from nti.inversion.null_text import Rule, published_learning_rate, published_threshold
 from nti.model import StableDiffusion
 
 __all__ = ["InversionSettings"]
 
 
+SPECIAL: dict[str, float] = {"towards_null": 0.0, "pull_share": 1.0, "pull_every": 1}
+"""Settings that some methods take, and what they are for all others."""
+
 MOST = 10_000
 """Of timesteps, and of iterations at one of them."""
+
+
+PLAIN = ("pivot", "pivot_iterations", "seed", *SPECIAL)
+"""Settings that a table holds as they are."""
 
 
 @dataclass(frozen=True)
@@ -27,27 +34,56 @@ class InversionSettings:
     inner_steps: int = 10
     """N, at most this many iterations a timestep."""
     method: str = "null-text"
-    """`null-text`; or, without optimization, `negative-prompt` (the prompt's own embedding stands
-    for the null embedding, arXiv 2305.16807) or `ddim` (psi("") at every timestep)."""
+    """A name in `nti.inversion.methods`; `nti methods` prints them."""
     noise_at: str = "target"
     """See `nti.inversion.ddim.ddim_invert`."""
     learning_rate: Rule = published_learning_rate
     """Of the inner iterations, a function of (index, steps)."""
     threshold: Rule = published_threshold
     """Of the early stop, a function of (index, steps)."""
+    pivot: str = "ddim"
+    """Of methods that start from DDIM inversion: `ddim`; or `fixed-point` or `anderson`, which
+    solve each inverse step (see `nti.inversion.fixed_point`)."""
+    pivot_iterations: int = 5
+    """Of each such step."""
+    seed: int = 0
+    """Of the methods that draw noise."""
+    towards_null: float = 0.0
+    """How far negative-prompt inversion's embedding goes from psi(P) to psi(""), along the arc."""
+    pull_share: float = 1.0
+    """Of direct inversion: how much of what a step is short of is added to it."""
+    pull_every: int = 1
+    """Of direct inversion: at every how many steps."""
 
     def __post_init__(self) -> None:
-        method = a_choice("method", self.method, METHODS)
+        method = METHODS[a_choice("method", self.method, METHODS)]
         why = "; for none at all choose method='ddim'"
-        fewest = 1 if method == "null-text" else 0
+        fewest = 1 if method.optimizes else 0
         w = self.guidance_scale
         checked = {
             "steps": a_whole_number("steps", self.steps, 1, MOST),
             "inner_steps": a_whole_number("inner_steps", self.inner_steps, fewest, MOST, why),
             "guidance_scale": None if w is None else a_number("guidance_scale", w),
+            "pivot_iterations": a_whole_number("pivot_iterations", self.pivot_iterations, 1, 100),
+            "seed": a_whole_number("seed", self.seed, 0, 2**63 - 1),
+            "towards_null": a_number("towards_null", self.towards_null, 0, 1),
+            "pull_share": a_number("pull_share", self.pull_share, 0, 1),
+            "pull_every": a_whole_number("pull_every", self.pull_every, 1, MOST),
         }
         for name, value in checked.items():  # a NumPy scalar is a number, too
             object.__setattr__(self, name, value)
+        for name in SPECIAL.keys() - set(method.takes):
+            if (value := getattr(self, name)) != SPECIAL[name]:
+                takers = [row.name for row in METHODS.values() if name in row.takes]
+                raise ValueError(
+                    f"{name}: got {value} for {method.name}, expected {SPECIAL[name]}: it is a"
+                    f" setting of {', '.join(takers)}"
+                )
+        if a_choice("pivot", self.pivot, PIVOTS) != "ddim" and method.pivot != "ddim":
+            raise ValueError(
+                f"pivot: got {self.pivot!r} for {method.name}, expected none: its latents are not"
+                " those of DDIM inversion"
+            )
         check_noise_at(self.noise_at)
         for name in ("learning_rate", "threshold"):
             if not callable(rule := getattr(self, name)):
@@ -55,6 +91,11 @@ class InversionSettings:
                     f"{name}: got {shown(rule)}, expected a function of (index, steps), such as"
                     f" lambda index, steps: {shown(rule)}"
                 )
+
+    @property
+    def row(self) -> Method:
+        """The method's."""
+        return METHODS[self.method]
 
     def table(self, model: StableDiffusion) -> dict[str, Any]:
         """Return all that was chosen as JSON can hold it, each rule as T numbers."""
@@ -67,6 +108,7 @@ class InversionSettings:
             "noise_at": self.noise_at,
             "learning_rate": _tabulated("learning_rate", self.learning_rate, steps),
             "threshold": _tabulated("threshold", self.threshold, steps),
+            **{name: getattr(self, name) for name in PLAIN},
         }
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "ddim_inverse_step",
     "ddim_step",
     "noise_of_velocity",
+    "noised",
 ]
 
 
@@ -77,9 +78,11 @@ class Schedule:
     """alpha_bar where each step arrives, (steps,) float64; the last arrives at alpha_bar[0], not at
     1.
     """
+    eta: float = 0.0
+    """How much of each step is noise: 0 is DDIM, 1 the DDPM sampler (DDIM eq. 16)."""
 
     @classmethod
-    def create(cls, config: ScheduleConfig, steps: int) -> "Schedule":
+    def create(cls, config: ScheduleConfig, steps: int, *, eta: float = 0.0) -> "Schedule":
         """Space `steps` timesteps by `train_steps // steps`, offset 1.
 
         Raises ValueError for a number that would reach timestep `train_steps`, which was never
@@ -92,7 +95,7 @@ class Schedule:
         timesteps = tuple(range(first, 0, -stride))
         table = alpha_bars(config)
         alpha_bar = table[list(timesteps)]
-        return cls(timesteps, alpha_bar, torch.cat([alpha_bar[1:], table[:1]]))
+        return cls(timesteps, alpha_bar, torch.cat([alpha_bar[1:], table[:1]]), eta)
 
     @property
     def steps(self) -> int:
@@ -107,10 +110,33 @@ class Schedule:
         return torch.full((), self.timesteps[index], dtype=torch.int64, device=like.device)
 
     def coefficients(self, index: int) -> StepCoefficients:
-        """Return the step that leaves timestep `index` (DDIM eq. 12 with sigma = 0)."""
+        """Return the step that leaves timestep `index`, without the noise that it adds (DDIM eq.
+        12).
+        """
         start, end = self.alpha_bar[index], self.alpha_bar_next[index]
         scale = (end / start).sqrt()
-        return StepCoefficients(scale, (1 - end).sqrt() - scale * (1 - start).sqrt())
+        to_end = (1 - end - self.sigma(index) ** 2).sqrt()
+        return StepCoefficients(scale, to_end - scale * (1 - start).sqrt())
+
+    def sigma(self, index: int) -> Tensor:
+        """Return the standard deviation of the noise that step `index` adds, 0-d float64 (DDIM eq.
+        16).
+        """
+        start, end = self.alpha_bar[index], self.alpha_bar_next[index]
+        return self.eta * ((1 - end) / (1 - start) * (1 - start / end)).sqrt()
+
+
+def noised(latent: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
+    """z_t = sqrt(alpha_bar) z_0 + sqrt(1 - alpha_bar) noise, in the latent's dtype (DDPM, Ho et al.
+    2020, arXiv 2006.11239, eq. 4).
+
+    Args:
+        latent: z_0 (B, 4, h, w).
+        noise: (B, 4, h, w), or what broadcasts to it.
+        alpha_bar: of t, 0-d float64.
+
+    """
+    return alpha_bar.sqrt().to(latent) * latent + (1 - alpha_bar).sqrt().to(latent) * noise
 
 
 def ddim_step(latent: Tensor, eps: Tensor, coefficients: StepCoefficients) -> Tensor:

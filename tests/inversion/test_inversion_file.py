@@ -17,7 +17,7 @@ from nti.inversion import inversion_file
 from nti.inversion.tensor_file import write_tensors
 
 GOLDEN = Path(__file__).parent / "golden"
-"""Files of format 1, as version 0.1.0 wrote them."""
+"""Files of formats 1 and 2, as version 0.1.0 wrote them."""
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_a_reader_without_torch_finds_the_words(small: Inversion, tmp_path: Path
     data = (tmp_path / "x").read_bytes()
     entries = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     header = json.loads(entries["__metadata__"]["inversion"])
-    assert header["format"] == "nti-inversion-2" and header["iterations"] == [1, 2]
+    assert header["format"] == "nti-inversion-3" and header["iterations"] == [1, 2]
     assert header["made"]["settings"]["steps"] == 10
     assert header["made"]["settings"]["learning_rate"][0] == 1e-2
     assert header["made"]["versions"]["torch"] == torch.__version__
@@ -120,6 +120,37 @@ def test_files_of_format_1_are_still_read(name: str) -> None:
     assert found.made is None and found.weights is None
 
 
+def test_files_of_format_2_are_still_read() -> None:
+    found = Inversion.load(GOLDEN / "format-2.safetensors")
+    assert (found.prompt, found.method, found.guidance_scale) == (
+        "a cat \u2013 on snow", "null-text", 7.5,
+    )  # fmt: skip
+    assert found.uncond.shape == (3, 5, 4) and found.iterations == [1, 2, 1]
+    assert found.uncond.sum().item() == pytest.approx(0.2132, abs=1e-4)
+    assert found.placement == Placement((200, 136), (32, 0, 168, 136), (16, 16), (0, 0, 16, 16))
+    assert found.made is not None and found.made.settings["steps"] == 3
+    assert found.weights is not None and found.cond is None and found.offsets is None
+
+
+def test_an_embedding_of_all_timesteps_is_saved_once(small: Inversion, tmp_path: Path) -> None:
+    same = dataclasses.replace(small, uncond=small.uncond[:1].repeat(2, 1, 1))
+    for name, inversion in (("each", small), ("one", same)):
+        inversion.save(tmp_path / name)
+        assert Inversion.load(tmp_path / name) == inversion
+    sizes = [(tmp_path / name).stat().st_size for name in ("each", "one")]
+    assert sizes[0] - sizes[1] == pytest.approx(small.uncond[0].nbytes, abs=100)
+
+
+def test_what_some_methods_keep_comes_back(small: Inversion, tmp_path: Path) -> None:
+    kept = dataclasses.replace(small, cond=small.uncond * 2, offsets=small.pivot[1:] / 2)
+    kept.save(tmp_path / "x")
+    found = Inversion.load(tmp_path / "x")
+    assert found == kept != small
+    for name in ("cond", "offsets"):
+        with pytest.raises(ValueError, match=f"{name}: got"):
+            dataclasses.replace(kept, **{name: getattr(kept, name)[:1]})
+
+
 Change = Callable[[dict[str, Any], dict[str, torch.Tensor]], object]
 
 HOSTILE: dict[str, tuple[Change, str]] = {
@@ -131,7 +162,7 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "outside": (lambda h, t: h["placement"].update(taken=[0, 0, 9, 9**9]), "a box inside"),
     "made": (lambda h, t: h.update(made={"settings": 1}), "made.settings: expected `object`"),
     "no prompt": (lambda h, t: h.pop("prompt"), "missing required field `prompt`"),
-    "format": (lambda h, t: h.update(format="nti-inversion-3"), "got format 'nti-inversion-3'"),
+    "format": (lambda h, t: h.update(format="nti-inversion-4"), "got format 'nti-inversion-4'"),
     "method": (lambda h, t: h.update(method="magic"), "method: got 'magic'"),
     "nan": (lambda h, t: t["latents"].fill_(torch.nan), "latents: got torch.float32 with values"),
     "inf": (lambda h, t: t["losses"].fill_(torch.inf), "losses: got"),
@@ -140,6 +171,13 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "other side": (lambda h, t: t.update(pivot=t["pivot"][..., :2]), "twice"),
     "no tensor": (lambda h, t: t.pop("losses"), "got no losses"),
     "stranger": (lambda h, t: t.update(x=torch.ones(1)), "unknown ones: x"),
+    "flat cond": (lambda h, t: t.update(cond=t["uncond"][0]), "cond: got"),
+    "odd cond": (lambda h, t: t.update(cond=t["uncond"][:, :3]), "cond: got"),
+    "nan offsets": (lambda h, t: t.update(offsets=t["pivot"][1:] * torch.nan), "offsets: got"),
+    "no step": (
+        lambda h, t: t.update({n: t[n][:1] for n in ("uncond", "pivot", "latents")}),
+        "uncond: got (1, 77, 24) for 0 timesteps",
+    ),
     "steps": (lambda h, t: t.update(uncond=torch.ones(10_001, 1, 1)), "uncond: got"),
     "weights": (lambda h, t: t.pop("weights.vae"), "expected all of weights.unet"),
     "numbers": (lambda h, t: h["networks"].pop("vae"), "networks unet, text, vae"),
@@ -174,7 +212,7 @@ def test_metadata_that_is_no_object_is_refused(text: str, tmp_path: Path) -> Non
         Inversion.load(path)
 
 
-def test_format_2_without_a_digest_is_refused(small: Inversion, tmp_path: Path) -> None:
+def test_a_file_without_a_digest_is_refused(small: Inversion, tmp_path: Path) -> None:
     path = tmp_path / "x"
     small.save(path)
     with safe_open(path, framework="pt") as file:

@@ -1,0 +1,147 @@
+"""The inversion methods: one row each, of what `nti.inversion.follow` and the pivots combine.
+
+A method has a pivot, something that learns so that guided sampling follows it, and a rule for what
+its edits are given. To add one is to add a row, and a function where a new idea needs one.
+"""
+
+from dataclasses import dataclass
+
+__all__ = ["GENERATED", "METHODS", "PIVOTS", "Method", "method_of"]
+
+PIVOTS = ("ddim", "fixed-point", "anderson")
+"""The pivots that a user can choose under any method that starts from `ddim`."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """How an image is inverted."""
+
+    name: str
+    paper: str
+    """Where it is from, by its arXiv number."""
+    summary: str
+    pivot: str = "ddim"
+    """`ddim`: inversion at guidance 1; `one-noise`: z_0 noised by one noise for all timesteps;
+    `many-noises`: by one for each; `none`: there is no trajectory."""
+    learns: str = "nothing"
+    """`null`: what stands for psi(""); `prompt`: what stands for psi(P); or `nothing`."""
+    start: str = "null"
+    """What stands for psi("") at first: `null`, psi("") itself, or `prompt`, psi(P)."""
+    by: str = "descent"
+    """The function of `nti.inversion.follow` that finds the latents of the source."""
+    eta: float = 0.0
+    """Of the sampler: 0 is DDIM, 1 DDPM."""
+    keeps: str = ""
+    """What an inversion has beside its null embeddings: `prompts`, one embedding of the prompt for
+    each timestep; `offsets`, what is added to each step of the source; `shared offsets`, which the
+    edits get, too."""
+    replayed: bool = False
+    """Whether the latents of the source are kept ones, which sampling alone does not give again."""
+    takes: tuple[str, ...] = ()
+    """The settings of its own."""
+    edits_start: str = "own"
+    """What stands for psi("") in edits: `own`, what the source has, or `null`, psi("")."""
+    edits_mix: float = 1.0
+    """How much of an edit's prompt is the target's embedding; the rest is the source's learned
+    one."""
+
+    @property
+    def optimizes(self) -> bool:
+        """Whether it has inner iterations."""
+        return self.learns != "nothing"
+
+    @property
+    def sampled(self) -> bool:
+        """Whether it has a trajectory, from z_T to z_0."""
+        return self.pivot != "none"
+
+
+_ROWS = (
+    Method(
+        "null-text", "2211.09794",
+        "one null embedding a timestep follows the pivot (Algorithm 1)",
+        learns="null",
+    ),
+    Method(
+        "null-text-fast", "2211.09794",
+        "the same by a step along the gradient whose length is measured, at every other timestep",
+        learns="null", by="line-search",
+    ),
+    Method(
+        "null-text-single-branch", "2310.01506",
+        'null-text, whose edits have psi("") instead of the embeddings that it learned',
+        learns="null", edits_start="null",
+    ),
+    Method(
+        "null-text-global", "2211.09794",
+        "one null embedding for all timesteps follows the pivot, in sweeps (Algorithm 2)",
+        learns="null", by="sweeps",
+    ),
+    Method(
+        "null-text-random-pivot", "2211.09794",
+        "null-text, whose pivot is the image noised by one random noise",
+        pivot="one-noise", learns="null",
+    ),
+    Method(
+        "null-text-no-pivot", "2211.09794",
+        "null embeddings that predict fresh noise, with no pivot to follow",
+        learns="null", by="noise-each",
+    ),
+    Method(
+        "textual-inversion", "2208.01618",
+        "one embedding of the prompt that predicts fresh noise at all timesteps",
+        learns="prompt", by="noise-all", keeps="prompts",
+    ),
+    Method(
+        "textual-inversion-pivot", "2211.09794",
+        "one embedding of the prompt a timestep follows the pivot",
+        learns="prompt", keeps="prompts",
+    ),
+    Method(
+        "prompt-tuning", "2305.04441",
+        "the same, and edits interpolate between it and the edited prompt",
+        learns="prompt", keeps="prompts", edits_mix=0.9,
+    ),
+    Method(
+        "negative-prompt", "2305.16807",
+        'the prompt\'s own embedding stands for psi("")',
+        start="prompt", takes=("towards_null",),
+    ),
+    Method("ddim", "2010.02502", 'DDIM inversion, then guided sampling with psi("")'),
+    Method(
+        "direct", "2310.01506",
+        "the source's latents are the pivot's, so guided sampling cannot leave it",
+        by="pull", replayed=True, takes=("pull_share", "pull_every"),
+    ),
+    Method(
+        "direct-both-branches", "2310.01506",
+        "what leads the source back to the pivot is added to the edits' steps, too",
+        by="pull", keeps="shared offsets", takes=("pull_share", "pull_every"),
+    ),
+    Method(
+        "null-latent", "2310.01506",
+        "what is added to each step of the source is learned, not computed",
+        by="offsets", keeps="offsets",
+    ),
+    Method(
+        "edit-friendly", "2304.06140",
+        "noises of the DDPM sampler that lead exactly to the image, from independent ones",
+        pivot="many-noises", by="pull", eta=1.0, keeps="shared offsets",
+    ),
+    Method(
+        "autoencoder", "2112.10752",
+        "the encoded image alone: the bound of every reconstruction",
+        pivot="none", by="pull", replayed=True,
+    ),
+)  # fmt: skip
+
+METHODS: dict[str, Method] = {row.name: row for row in _ROWS}
+"""What `nti.invert` knows."""
+
+GENERATED = "generated"
+"""The method of an inversion that `nti.generate` made, without an image."""
+
+
+def method_of(name: str) -> Method:
+    """Return a method's row; a generated picture has that of `ddim`, without an image."""
+    return METHODS["ddim" if name == GENERATED else name]
