@@ -171,8 +171,8 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "other side": (lambda h, t: t.update(pivot=t["pivot"][..., :2]), "twice"),
     "no tensor": (lambda h, t: t.pop("losses"), "got no losses"),
     "stranger": (lambda h, t: t.update(x=torch.ones(1)), "unknown ones: x"),
-    "flat cond": (lambda h, t: t.update(cond=t["uncond"][0]), "cond: got"),
-    "odd cond": (lambda h, t: t.update(cond=t["uncond"][:, :3]), "cond: got"),
+    "flat cond": (lambda h, t: t.update(cond=t["uncond"][0].clone()), "cond: got"),
+    "odd cond": (lambda h, t: t.update(cond=t["uncond"][:, :3].clone()), "cond: got"),
     "nan offsets": (lambda h, t: t.update(offsets=t["pivot"][1:] * torch.nan), "offsets: got"),
     "no step": (
         lambda h, t: t.update({n: t[n][:1] for n in ("uncond", "pivot", "latents")}),
