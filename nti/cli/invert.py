@@ -28,8 +28,10 @@ def add(commands: Commands) -> None:
         "--fit", default="crop", help="how to reach it: crop (default), pad or stretch"
     )
     command.add_argument(
-        "--method", default="null-text", help="null-text (default), negative-prompt or ddim"
-    )
+        "--method", default="null-text",
+        help="null-text (default), direct, negative-prompt, ...: `nti methods` lists them",
+    )  # fmt: skip
+    add_method_options(command)
     command.add_argument(
         "--inner-steps", type=int, default=10, metavar="N", help="iterations a timestep (10)"
     )
@@ -64,6 +66,29 @@ def add(commands: Commands) -> None:
     command.set_defaults(run=run)
 
 
+def add_method_options(command: argparse.ArgumentParser) -> None:
+    """Declare the settings that some methods have."""
+    command.add_argument(
+        "--pivot", default="ddim",
+        help="ddim (default), or fixed-point or anderson, which solve each inverse step",
+    )  # fmt: skip
+    command.add_argument(
+        "--pivot-iterations", type=int, default=5, metavar="N", help="of each such step (5)"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of the methods that draw noise (0)")
+    command.add_argument(
+        "--towards-null", type=float, default=0.0, metavar="F",
+        help='negative-prompt: how far to go from the prompt towards the empty one (0)',
+    )  # fmt: skip
+    command.add_argument(
+        "--pull-share", type=float, default=1.0, metavar="F",
+        help="direct: how much of a step's error is taken away (1)",
+    )  # fmt: skip
+    command.add_argument(
+        "--pull-every", type=int, default=1, metavar="K", help="direct: at every K-th step (1)"
+    )
+
+
 def run(options: argparse.Namespace) -> None:
     """Invert the image and save, or go on where the same command was ended."""
     from nti.image import open_image
@@ -84,13 +109,23 @@ def run(options: argparse.Namespace) -> None:
         noise_at=options.noise_at,
         learning_rate=parse_rule(options.learning_rate, published_learning_rate, "--learning-rate"),
         threshold=parse_rule(options.early_stop, published_threshold, "--early-stop"),
+        pivot=options.pivot,
+        pivot_iterations=options.pivot_iterations,
+        seed=options.seed,
+        towards_null=options.towards_null,
+        pull_share=options.pull_share,
+        pull_every=options.pull_every,
     )
     model = load_model(options)
     try:
         with progress(options.terminal, "inverting") as shown:
+            watched = settings.row.watched
             inversion = invert(
                 model, options.image, options.prompt, size=size, fit=options.fit,
-                watch=InversionProgress(shown, model.schedule(settings.steps), settings),
+                callback=None if watched else shown,
+                watch=InversionProgress(shown, model.schedule(settings.steps), settings)
+                if watched
+                else None,
                 state=state, **vars(settings),
             )  # fmt: skip
         try:

@@ -90,7 +90,8 @@ class InversionProgress:
         self, shown: Progress, schedule: "Schedule", settings: "InversionSettings"
     ) -> None:
         self._shown, self._schedule = shown, schedule
-        self._inner = settings.inner_steps if settings.method == "null-text" else 0
+        row = settings.row
+        self._inner = settings.inner_steps if row.optimizes and row.by == "descent" else 0
         self._announced = False
         self._last: tuple[int, float] | None = None
         self._rates: dict[str, list[float]] = {"pass": [], "iteration": []}

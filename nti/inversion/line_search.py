@@ -12,14 +12,12 @@ from torch import Tensor
 
 from nti.errors import Callback, check_finite, report
 from nti.execution.steps import Steps
+from nti.inversion.methods import SEARCH_EVERY
 from nti.inversion.null_text import NullTextResult, NullTextState
 from nti.sampling.schedule import Schedule, ddim_step
 from nti.sampling.step import BETA_1, IterationInputs, guided_noise
 
 __all__ = ["search_null_text"]
-
-EVERY = 2
-"""Timesteps from one search to the next; the embedding stays between them."""
 
 
 @torch.inference_mode(mode=False)  # the embedding learns, whatever mode the caller is in
@@ -32,7 +30,7 @@ def search_null_text(
     schedule: Schedule,
     *,
     guidance_scale: float,
-    every: int = EVERY,
+    every: int = SEARCH_EVERY,
     callback: Callback | None = None,
     watch: Callable[[NullTextState], object] | None = None,
     state: NullTextState | None = None,

@@ -6,10 +6,14 @@ its edits are given. To add one is to add a row, and a function where a new idea
 
 from dataclasses import dataclass
 
-__all__ = ["GENERATED", "METHODS", "PIVOTS", "Method", "method_of"]
+__all__ = ["GENERATED", "METHODS", "PIVOTS", "SEARCH_EVERY", "Method", "method_of", "passes"]
 
 PIVOTS = ("ddim", "fixed-point", "anderson")
 """The pivots that a user can choose under any method that starts from `ddim`."""
+
+
+SEARCH_EVERY = 2
+"""Timesteps from one search of `null-text-fast` to the next; the embedding stays between them."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,23 @@ class Method:
     def optimizes(self) -> bool:
         """Whether it has inner iterations."""
         return self.learns != "nothing"
+
+    @property
+    def watched(self) -> bool:
+        """Whether it tells how far it is after every step, and a run that was ended goes on there.
+
+        The others tell by the callback, and go on from their pivot.
+        """
+        return self.by in ("descent", "line-search")
+
+    @property
+    def stores(self) -> str:
+        """What an inversion holds of it, beside the latents, in words."""
+        shared = self.by in ("sweeps", "noise-all")
+        learned = {"null": "null embedding", "prompt": "prompt embedding"}.get(self.learns)
+        found = [] if learned is None else [f"one {learned}" if shared else f"T {learned}s"]
+        found += ["T offsets"] if "offsets" in self.keeps else []
+        return ", ".join(found) or "nothing"
 
     @property
     def sampled(self) -> bool:
@@ -140,6 +161,32 @@ METHODS: dict[str, Method] = {row.name: row for row in _ROWS}
 
 GENERATED = "generated"
 """The method of an inversion that `nti.generate` made, without an image."""
+
+
+def passes(method: Method, steps: int, inner_steps: int) -> tuple[int, int]:
+    """Return how many forward and backward passes of the UNet a method takes at most.
+
+    Args:
+        method: its row, on DDIM's pivot where it has one.
+        steps: T timesteps.
+        inner_steps: N.
+
+    Returns:
+        Passes of one image, with the settings' defaults.
+
+    """
+    pivot, sampling = steps if method.pivot == "ddim" else 0, 2 * steps
+    iterations = steps * inner_steps if method.optimizes else 0
+    forward, backward = {
+        "descent": (sampling + iterations, iterations),
+        "line-search": (sampling + 2 * -(-steps // SEARCH_EVERY), -(-steps // SEARCH_EVERY)),
+        "sweeps": (sampling + 3 * iterations, iterations),
+        "noise-each": (sampling + 2 * iterations, iterations),
+        "noise-all": (sampling + iterations, iterations),
+        "pull": (0 if method.replayed else sampling, 0),
+        "offsets": (sampling, 0),
+    }[method.by]
+    return pivot + forward, backward
 
 
 def method_of(name: str) -> Method:
