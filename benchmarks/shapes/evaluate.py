@@ -10,8 +10,6 @@ from which the default was chosen: other scenes than those that the first two sc
 
 import argparse
 import csv
-import platform
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -25,6 +23,7 @@ from torch import Tensor
 
 from dataset import HELD_OUT
 from edits import EditCase, cases
+from machine import commit, device, is_dirty
 from measure import Pixels, psnr, untouched_psnr
 from nti import (
     Inversion,
@@ -269,7 +268,6 @@ def _edit_rows(scores: Sequence[EditScore], inverted: Inverted, guidance: float)
 
 
 def _row(scenes: int, guidance: float, name: str, value: float, unit: str) -> Row:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     return Row(
         scenes=scenes,
         guidance=guidance,
@@ -277,19 +275,11 @@ def _row(scenes: int, guidance: float, name: str, value: float, unit: str) -> Ro
         value=round(value, 3),
         unit=unit,
         dtype="float16" if torch.cuda.is_available() else "float32",
-        device=device,
+        device=device(),
         torch=torch.__version__,
-        commit=_git("rev-parse", "--short", "HEAD"),
-        dirty=bool(_git("status", "--porcelain", "--untracked-files=no")),
+        commit=commit(),
+        dirty=is_dirty(),
     )
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True).stdout.strip()
-
-
-def _processor() -> str:
-    return f"{torch.get_num_threads()} CPU cores {platform.machine()}"
 
 
 def _write(rows: Sequence[Row] | Sequence[EditScore], path: Path) -> None:

@@ -1,0 +1,271 @@
+"""Every inversion method with every editor, on scenes whose true edit is known.
+
+    python benchmarks/shapes/pairs.py --scenes 50 --out benchmarks/results/pairs.csv
+
+Each scene gives four edits: colour, shape, pattern, background. A row holds one (method, editor,
+scene, edit). Rows are written as they are found, and a run that was ended goes on with the next
+one: the same command again. `--part 1/2` and `--part 2/2` share the scenes between two processes,
+each with a file of its own.
+"""
+
+import argparse
+import csv
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import nti
+from edits import EditCase, cases
+from evaluate import TEST, held_out, to_pixels
+from machine import commit, device, is_dirty
+from measure import Pixels, psnr
+from nti import Inversion, InversionSettings, StableDiffusion
+from nti.inversion.methods import METHODS
+from passes import counting, gflop_of
+from scene import Scene, object_mask, render
+from truth import Nearness, nearness
+
+BATCH = 10
+"""Scenes inverted at once."""
+
+
+@dataclass(frozen=True)
+class PairRow(Nearness):
+    """One edit of one scene."""
+
+    method: str
+    editor: str
+    seed: int
+    kind: str
+    expected: str
+    found: str
+    correct: bool
+    reconstruction: float
+    """dB of the source's picture."""
+    inversion_gflop: float
+    edit_gflop: float
+    edit_seconds: float
+    steps: int
+    inner_steps: int
+    guidance: float
+    device: str
+    torch: str
+    commit: str
+    dirty: bool
+
+
+Editor = Callable[[StableDiffusion, Inversion, EditCase, Scene], Image.Image]
+
+
+def prompt_to_prompt(
+    model: StableDiffusion, inversion: Inversion, case: EditCase, scene: Scene
+) -> Image.Image:
+    """With the windows that were chosen for each kind of edit, on other scenes."""
+    return nti.edit(model, inversion, case.prompt, **case.settings).images[0]
+
+
+def sdedit(
+    model: StableDiffusion, inversion: Inversion, case: EditCase, scene: Scene
+) -> Image.Image:
+    """From the image under noise."""
+    result = nti.sdedit(model, inversion, case.prompt, strength=STRENGTH["sdedit"], seed=scene.seed)
+    return result.images[0]
+
+
+def masked(
+    model: StableDiffusion, inversion: Inversion, case: EditCase, scene: Scene
+) -> Image.Image:
+    """In the true mask of what the words name: a user would draw it."""
+    result = nti.masked(
+        model, inversion, case.prompt, mask=_true_mask(case, scene), strength=STRENGTH["masked"],
+        seed=scene.seed,
+    )  # fmt: skip
+    return result.images[0]
+
+
+def diffedit(
+    model: StableDiffusion, inversion: Inversion, case: EditCase, scene: Scene
+) -> Image.Image:
+    """In a mask that it finds itself."""
+    return nti.diffedit(model, inversion, case.prompt, seed=scene.seed).images[0]
+
+
+def masactrl(
+    model: StableDiffusion, inversion: Inversion, case: EditCase, scene: Scene
+) -> Image.Image:
+    """With the source's keys and values of self-attention."""
+    return nti.masactrl(model, inversion, case.prompt).images[0]
+
+
+STRENGTH = {"sdedit": 0.7, "masked": 0.8}
+
+EDITORS: dict[str, Editor] = {
+    "p2p": prompt_to_prompt,
+    "sdedit": sdedit,
+    "masked": masked,
+    "diffedit": diffedit,
+    "masactrl": masactrl,
+}
+
+EMBEDDING_ONLY = ("sdedit", "masked")
+"""Editors that take nothing of an inversion but its embeddings and steps, and the image."""
+
+
+def _true_mask(case: EditCase, scene: Scene) -> Image.Image:
+    """White where the edit is to be: the object's place before and after, or all but objects."""
+    count = len(scene.objects)
+    if case.kind == "background":
+        covered = np.max([object_mask(scene, i) for i in range(count)], axis=0)
+        return Image.fromarray(((covered < 0.5) * 255).astype(np.uint8))
+    changed = [i for i in range(count) if scene.objects[i] != case.edited.objects[i]]
+    places = [object_mask(each, i) for each in (scene, case.edited) for i in changed]
+    return Image.fromarray(((np.max(places, axis=0) > 0) * 255).astype(np.uint8))
+
+
+def has_meaning(method: str, editor: str) -> bool:
+    """Whether a pair is worth a row: an editor that asks for the embeddings alone gives the same
+    for all methods that learn none.
+    """
+    row = METHODS[method]
+    if editor not in EMBEDDING_ONLY:
+        return row.sampled
+    plain = not row.optimizes and row.start == "null" and row.eta == 0 and "shared" not in row.keeps
+    return not plain or method == "autoencoder"
+
+
+def inverted(
+    model: StableDiffusion, scenes: Sequence[Scene], settings: InversionSettings, work: Path
+) -> Iterator[tuple[Scene, Inversion, float]]:
+    """Yield each scene's inversion, from `work` if it is there, and the GFLOP that it took."""
+    work.mkdir(parents=True, exist_ok=True)
+    forward, backward = gflop_of(model)
+    name = f"{settings.method}-T{settings.steps}-N{settings.inner_steps}"
+    for start in range(0, len(scenes), BATCH):
+        some = scenes[start : start + BATCH]
+        paths = [work / f"{name}-{scene.seed}.nti.safetensors" for scene in some]
+        costs = [path.with_suffix(".gflop") for path in paths]
+        if not all(path.exists() for path in (*paths, *costs)):
+            counted, passes = counting(model)
+            images = [Image.fromarray(render(scene)) for scene in some]
+            captions = [scene.caption() for scene in some]
+            for path, cost, made in zip(
+                paths, costs, nti.invert_batch(counted, images, captions, settings), strict=True
+            ):
+                made.save(path)
+                spent = passes.forward * forward + passes.backward * backward
+                cost.write_text(f"{spent / len(some):.1f}")  # the mean of the batch
+        for scene, path, cost in zip(some, paths, costs, strict=True):
+            yield scene, Inversion.load(path), float(cost.read_text())
+
+
+def score(
+    model: StableDiffusion,
+    scene: Scene,
+    inversion: Inversion,
+    cost: float,
+    reconstruction: float,
+    case: EditCase,
+    editor: str,
+    settings: InversionSettings,
+    gflop: float,
+) -> PairRow:
+    """Make one edit and hold it against the truth; a forward pass takes `gflop`."""
+    counted, passes = counting(model)
+    started = time.perf_counter()
+    image: Pixels = np.asarray(EDITORS[editor](counted, inversion, case, scene))
+    seconds = time.perf_counter() - started
+    near = nearness(image, render(case.edited), render(scene))
+    found = case.read(image)
+    return PairRow(
+        **{name: _rounded(value) for name, value in asdict(near).items()},
+        method=settings.method,
+        editor=editor,
+        seed=scene.seed,
+        kind=case.kind,
+        expected=case.expected,
+        found=found,
+        correct=found == case.expected,
+        reconstruction=_rounded(reconstruction),
+        inversion_gflop=cost,
+        edit_gflop=round(passes.forward * gflop, 1),
+        edit_seconds=round(seconds, 2),
+        steps=settings.steps,
+        inner_steps=settings.inner_steps,
+        guidance=inversion.guidance_scale,
+        device=device(),
+        torch=torch.__version__,
+        commit=commit(),
+        dirty=is_dirty(),
+    )
+
+
+def _rounded(value: float) -> float:
+    return round(value, 4) if math.isfinite(value) else value
+
+
+def done_already(path: Path) -> set[tuple[str, ...]]:
+    """Return (method, editor, seed, kind) of the rows that a file has."""
+    if not path.exists():
+        return set()
+    with path.open(newline="") as file:
+        return {(r["method"], r["editor"], r["seed"], r["kind"]) for r in csv.DictReader(file)}
+
+
+def main() -> None:
+    """Write the rows that are missing."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--editors", nargs="+", choices=EDITORS, default=list(EDITORS))
+    parser.add_argument("--scenes", type=int, default=50)
+    parser.add_argument("--first", type=int, default=TEST, help="where in the held-out seeds")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--inner-steps", type=int, default=10)
+    parser.add_argument("--part", default="1/1", metavar="I/N")
+    parser.add_argument("--work", type=Path, default=Path("train/pairs"))
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore", message="edit:")  # of edits that change nothing: scored so
+    model = nti.load_model()
+    gflop, _ = gflop_of(model)
+    part, parts = (int(x) for x in options.part.split("/"))
+    scenes = held_out(options.first, options.scenes)[part - 1 :: parts]
+    known = done_already(options.out)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    with options.out.open("a", newline="") as file:
+        writer = csv.DictWriter(file, [f.name for f in fields(PairRow)])
+        if not known:
+            writer.writeheader()
+        for method in options.methods:
+            settings = InversionSettings(
+                steps=options.steps, inner_steps=options.inner_steps, method=method
+            )
+            editors = [editor for editor in options.editors if has_meaning(method, editor)]
+            for scene, inversion, cost in inverted(model, scenes, settings, options.work):
+                picture = to_pixels(
+                    model.decode_latent(nti.reconstruct_latents(model, inversion)[-1])
+                )[0]
+                reconstruction = psnr(picture, render(scene))
+                for editor in editors:
+                    for case in cases(scene):
+                        if (method, editor, str(scene.seed), case.kind) in known:
+                            continue
+                        row = score(
+                            model, scene, inversion, cost, reconstruction, case, editor, settings,
+                            gflop,
+                        )  # fmt: skip
+                        writer.writerow(asdict(row))
+                        file.flush()
+            print(f"{method}: {len(scenes)} scenes, {', '.join(editors)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
