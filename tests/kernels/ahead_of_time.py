@@ -1,9 +1,12 @@
 """Compile what an op launches for a GPU that is not there, and read what the code needs."""
 
+import ast
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,6 +81,23 @@ def launches_of(op: Callable[[], object]) -> list[Launch]:
             patch.setattr(module, name, Recorder(getattr(module, name), launches))
         op()
     return launches
+
+
+@contextmanager
+def parsing_one_at_a_time() -> Iterator[None]:
+    """Keep two threads from parsing Python at once, as compiling a kernel begins with that.
+
+    CPython 3.11 counts the depth of both in one place, and then raises SystemError.
+    """
+    lock, parse = threading.Lock(), ast.parse
+
+    def locked(*args: Any, **keywords: Any) -> ast.AST:
+        with lock:
+            return parse(*args, **keywords)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ast, "parse", locked)
+        yield
 
 
 def compile_for(launch: Launch, capability: int) -> Resources:

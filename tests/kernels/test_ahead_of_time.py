@@ -19,7 +19,7 @@ from nti.kernels.geglu_triton import geglu_backward, geglu_forward
 from nti.kernels.group_norm_triton import group_norm_backward, group_norm_forward
 from nti.kernels.self_attention_triton import self_attention_forward
 
-from ahead_of_time import Resources, compile_for, launches_of
+from ahead_of_time import Resources, compile_for, launches_of, parsing_one_at_a_time
 from nti.config import SD_V1, UNetConfig
 from nti.model import locate
 from nti.networks.layers import GroupNorm
@@ -120,7 +120,7 @@ def gate(dtype: torch.dtype, width: int) -> dict[str, Op]:
 def measured(op: Op) -> Iterator[tuple[str, int, Resources]]:
     """Each kernel that an op launches, compiled for each capability at the same time."""
     jobs = [(launch, capability) for launch in launches_of(op) for capability in SHARED_LIMIT]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with parsing_one_at_a_time(), ThreadPoolExecutor(os.cpu_count()) as pool:
         for job, needs in zip(jobs, pool.map(lambda job: compile_for(*job), jobs), strict=True):
             yield job[0].kernel.__name__, job[1], needs
 
