@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from nti.config import SD_V1 as SD_V1
     from nti.config import ModelConfig as ModelConfig
     from nti.editing.attention_maps import average_attention as average_attention
+    from nti.editing.diffedit import diffedit as diffedit
+    from nti.editing.masactrl import masactrl as masactrl
     from nti.editing.masked import masked as masked
     from nti.editing.plan import EditPlan as EditPlan
     from nti.editing.prompt_to_prompt import edit as edit
@@ -60,6 +62,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "nti.config": ("SD_V1", "ModelConfig"),
     "nti.editing.attention_maps": ("average_attention",),
+    "nti.editing.diffedit": ("diffedit",),
+    "nti.editing.masactrl": ("masactrl",),
     "nti.editing.masked": ("masked",),
     "nti.editing.plan": ("EditPlan",),
     "nti.editing.prompt_to_prompt": ("edit", "edit_latents"),

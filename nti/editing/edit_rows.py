@@ -191,15 +191,18 @@ class EditRows:
         editor: str,
         callback: Callback | None,
         *,
+        noise: Callable[[int, Tensor], tuple[Tensor, Tensor]] | None = None,
         after: Callable[[int, Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Take guided steps without any control, from step `start` to the last.
+        """Take guided steps from step `start` to the last.
 
         Args:
             edits: (E, 4, h, w), at timestep `start`.
             start: T for no step at all.
             editor: whom a NotFiniteError names.
             callback: see `nti.errors.Callback`.
+            noise: predicts the edits' noise as the method `noise` does; None: that method, which
+                controls nothing.
             after: what becomes of the edits (E, 4, h, w) after step i, a function of (i, edits);
                 None: nothing.
 
@@ -211,9 +214,10 @@ class EditRows:
             Stopped: by the callback.
 
         """
+        predict = self.noise if noise is None else noise
         latents = [edits]
         for i in range(start, self.schedule.steps):
-            edits = self.step(i, edits, *self.noise(i, edits))
+            edits = self.step(i, edits, *predict(i, edits))
             if after is not None:
                 edits = after(i, edits)
             where = f"{editor} at timestep {self.schedule.timesteps[i]}"

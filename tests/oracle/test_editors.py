@@ -1,8 +1,10 @@
-"""SDEdit and blended latent diffusion against plain loops over diffusers' UNet."""
+"""SDEdit, blended latent diffusion and MasaCtrl against plain loops over diffusers' UNet."""
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 import nti
@@ -40,10 +42,12 @@ def unet(model: StableDiffusion) -> UNet2DConditionModel:
 def guided_step(
     unet: UNet2DConditionModel, z: Tensor, i: int, null: Tensor, prompt: Tensor
 ) -> Tensor:
-    t = LABELS[i]
-    now, to = ALPHA_BAR[t], ALPHA_BAR[LABELS[i + 1]] if i + 1 < T else ALPHA_BAR[0]
-    e_u, e_c = (unet(z, t, c).sample for c in (null[i : i + 1], prompt))
-    e = e_u + W * (e_c - e_u)
+    e_u, e_c = (unet(z, LABELS[i], c).sample for c in (null[i : i + 1], prompt))
+    return ddim_step(z, i, e_u + W * (e_c - e_u))
+
+
+def ddim_step(z: Tensor, i: int, e: Tensor) -> Tensor:
+    now, to = ALPHA_BAR[LABELS[i]], ALPHA_BAR[LABELS[i + 1]] if i + 1 < T else ALPHA_BAR[0]
     return to.sqrt() * (z - (1 - now).sqrt() * e) / now.sqrt() + (1 - to).sqrt() * e
 
 
@@ -79,4 +83,40 @@ def test_blended_latent_diffusion(
     for i in range(START, T):
         z = guided_step(unet, theirs[-1], i, inversion.uncond, prompt)
         theirs.append(m * z + (1 - m) * noised(i + 1))
+    assert_close(ours.latents, torch.stack(theirs))
+
+
+class SharedAttention:
+    """Attention whose second and fourth row use the keys and values of the first and third."""
+
+    def __call__(self, attn: Attention, hidden_states: Tensor, **_: object) -> Tensor:
+        q, k, v = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        k, v = k[[0, 0, 2, 2]], v[[0, 0, 2, 2]]
+        q, k, v = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return attn.to_out[0](out)
+
+
+def place(name: str) -> tuple[int, str]:
+    """Where a layer is on the way through the UNet: down, middle, up."""
+    return ["down", "mid_", "up_b"].index(name[:4]), name
+
+
+@torch.no_grad()
+def test_masactrl(model: StableDiffusion, inversion: Inversion) -> None:
+    ours = nti.masactrl(model, inversion, TIGER, steps_from=0.3)
+    unet = converted_unet(model)
+    before = dict(unet.attn_processors)
+    own = sorted((name for name in before if ".attn1." in name), key=place)
+    assert len(own) == 16
+    shared = before | {name: SharedAttention() for name in own[10:]}
+    prompts = model.encode_text([inversion.prompt, TIGER])
+    z, theirs = inversion.latents[:1], [inversion.latents[:1]]
+    for i in range(T):
+        unet.set_attn_processor(dict(shared if i >= 3 else before))
+        rows = torch.cat([inversion.latents[i : i + 1], z]).repeat(2, 1, 1, 1)
+        null = inversion.uncond[i].expand(2, -1, -1)
+        e = unet(rows, LABELS[i], torch.cat([null, prompts])).sample
+        z = ddim_step(z, i, e[1:2] + W * (e[3:] - e[1:2]))
+        theirs.append(z)
     assert_close(ours.latents, torch.stack(theirs))
