@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from nti.arguments import a_number, a_text, an_instance, texts
+from nti.arguments import a_number, a_text, an_instance, shown, texts
 from nti.editing.proximal import Proximal
 from nti.errors import Callback, check_finite, report
 from nti.inversion.inversion import Inversion
@@ -102,8 +102,8 @@ class EditRows:
             cond = torch.cat([learned, torch.lerp(learned, cond[:, 1:], share)], dim=1)
         elif mix is not None:
             raise ValueError(
-                f"mix: got {mix} for an inversion by {inversion.method}, expected none: it learned"
-                " no embedding of the prompt; invert with method='prompt-tuning'"
+                f"mix: got {shown(mix)} for an inversion by {inversion.method}, expected none: it"
+                " learned no embedding of the prompt; invert with method='prompt-tuning'"
             )
         w = inversion.guidance_scale
         return cls(

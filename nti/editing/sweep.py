@@ -1,6 +1,6 @@
 """One picture of an edit at several values of one setting."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from PIL import Image
@@ -26,6 +26,9 @@ PER_EDIT = ("reweight", "cross_replace")
 """Those of which each edit of a batch has its own; of the others a batch has one."""
 
 COLUMNS = 6
+
+NO_LISTS = (str, bytes, bytearray, Mapping, Set)
+"""What can be gone through, and is no list of numbers all the same."""
 
 
 def sweep(
@@ -84,7 +87,7 @@ def sweep(
     """
     check_objects(model, inversion)
     prompt, listed = a_text("prompt", prompt), _listed(values)
-    _check_over(over, word)
+    over, word = _checked_over(over, word)
     size = a_whole_number("at_once", at_once, 1) if over in PER_EDIT else 1
     cell = a_whole_number("cell", cell, 1, 4096)
     a_callable("callback", callback)
@@ -118,21 +121,22 @@ def sweep(
     return contact_sheet(rows, cell=cell, title=prompt)
 
 
-def _check_over(over: str, word: str | None) -> None:
-    """Raise ValueError for no setting of a sweep, or for one that goes without its word."""
-    a_choice("over", over, OVER)
+def _checked_over(over: str, word: str | None) -> tuple[str, str | None]:
+    """Return both; ValueError for no setting of a sweep, or one that goes without its word."""
+    over = a_choice("over", over, OVER)
     if word is None and over == "reweight":
         raise ValueError("word: got none, expected the word of the edited prompt to weigh")
     if word is not None and over != "reweight":
         raise ValueError(
             f"word: got {shown(word)}, expected none to go over {over}: only reweight has one"
         )
+    return over, None if word is None else a_text("word", word)
 
 
 def _listed(values: Iterable[Window]) -> list[Any]:
     """Return the values; ValueError for none."""
-    listed = list(values) if isinstance(values, Iterable) and not isinstance(values, str) else []
-    if not listed:
+    iterable = isinstance(values, Iterable) and not isinstance(values, NO_LISTS)
+    if not (iterable and (listed := list(values))):
         raise ValueError(f"values: got {shown(values)}, expected one number or more, one an edit")
     return listed
 
