@@ -14,12 +14,18 @@ if TYPE_CHECKING:
     from nti.config import SD_V1 as SD_V1
     from nti.config import ModelConfig as ModelConfig
     from nti.editing.attention_maps import average_attention as average_attention
+    from nti.editing.diffedit import diffedit as diffedit
+    from nti.editing.editors import EDITORS as EDITORS
+    from nti.editing.masactrl import masactrl as masactrl
+    from nti.editing.masked import masked as masked
     from nti.editing.plan import EditPlan as EditPlan
     from nti.editing.prompt_to_prompt import edit as edit
     from nti.editing.prompt_to_prompt import edit_latents as edit_latents
     from nti.editing.proximal import Proximal as Proximal
     from nti.editing.result import EditedLatents as EditedLatents
     from nti.editing.result import EditResult as EditResult
+    from nti.editing.sdedit import sdedit as sdedit
+    from nti.editing.sweep import sweep as sweep
     from nti.errors import BatchError as BatchError
     from nti.errors import NotFiniteError as NotFiniteError
     from nti.errors import Stopped as Stopped
@@ -58,10 +64,16 @@ __version__ = "0.1.0"
 _HOMES = {
     "nti.config": ("SD_V1", "ModelConfig"),
     "nti.editing.attention_maps": ("average_attention",),
+    "nti.editing.diffedit": ("diffedit",),
+    "nti.editing.editors": ("EDITORS",),
+    "nti.editing.masactrl": ("masactrl",),
+    "nti.editing.masked": ("masked",),
     "nti.editing.plan": ("EditPlan",),
     "nti.editing.prompt_to_prompt": ("edit", "edit_latents"),
     "nti.editing.proximal": ("Proximal",),
     "nti.editing.result": ("EditResult", "EditedLatents"),
+    "nti.editing.sdedit": ("sdedit",),
+    "nti.editing.sweep": ("sweep",),
     "nti.errors": ("BatchError", "NotFiniteError", "Stopped"),
     "nti.image": ("Placement", "load_image", "open_image", "paste_back", "to_pil"),
     "nti.inversion.ddim": ("ddim_invert",),

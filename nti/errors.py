@@ -5,7 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["BatchError", "Callback", "NotFiniteError", "Stopped", "check_finite", "report"]
+__all__ = [
+    "BatchError",
+    "Callback",
+    "NotFiniteError",
+    "Stopped",
+    "check_finite",
+    "part_of",
+    "report",
+]
 
 Callback = Callable[[int, int], object]
 """Called with (steps done, steps in all) after every step. Returning True stops the run."""
@@ -63,3 +71,13 @@ def report(callback: Callback | None, done: int, total: int) -> None:
     """Tell a callback that a step is done; raise Stopped if it returns True."""
     if callback is not None and callback(done, total) is True:
         raise Stopped(done, total)
+
+
+def part_of(callback: Callback | None, before: int, total: int) -> Callback | None:
+    """Return the callback of one part of a run, which counts `before` steps as done already.
+
+    `total` is the number of steps of the whole run.
+    """
+    if callback is None:
+        return None
+    return lambda done, _: report(callback, before + done, total)

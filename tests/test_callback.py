@@ -19,6 +19,17 @@ RUNS: dict[str, tuple[Callable[..., object], int]] = {
     "edit": (lambda m, _, i, c: nti.edit(m, i, TIGER, start=4, callback=c), 6),
     "generate": (lambda m, _, __, c: nti.generate(m, "a cat", steps=3, callback=c), 3),
     "attention": (lambda m, _, i, c: nti.average_attention(m, i, callback=c), 10),
+    "sdedit": (lambda m, _, i, c: nti.sdedit(m, i, TIGER, strength=0.4, callback=c), 4),
+    "masked": (
+        lambda m, _, i, c: nti.masked(m, i, TIGER, mask="cat", mask_threshold=0.9, callback=c), 17
+    ),
+    "diffedit": (lambda m, _, i, c: nti.diffedit(m, i, TIGER, noises=2, callback=c), 10),
+    "masactrl": (lambda m, _, i, c: nti.masactrl(m, i, TIGER, callback=c), 10),
+    "sweep": (
+        lambda m, _, i, c: nti.sweep(
+            m, i, TIGER, over="self_replace", values=[0.2, 0.4], callback=c
+        ), 20,
+    ),
 }  # fmt: skip
 RUN = pytest.mark.parametrize("name", RUNS)
 

@@ -53,8 +53,31 @@ Run = Callable[[StableDiffusion, torch.Tensor, Inversion], object]
             lambda m, _, __: nti.generate(m, "a cat", steps=4), "guided_step", 0,
             "sampling at timestep 751: ",
         ),
+        (
+            lambda m, _, i: nti.sdedit(m, i, TIGER, strength=0.5), "noise", 1,
+            r"SDEdit at timestep 301: .* torch\.float64",
+        ),
+        (
+            lambda m, _, i: nti.masked(m, i, TIGER, mask=torch.eye(64), strength=0.5), "noise", 1,
+            "masked edit at timestep 301: ",
+        ),
+        (
+            lambda m, _, i: nti.diffedit(m, i, TIGER, noises=2), "noise", 1,
+            "DiffEdit's mask at timestep 401: ",
+        ),
+        (
+            lambda m, _, i: nti.diffedit(m, i, TIGER, noises=2), "noise", 2,
+            "DiffEdit at timestep 701: ",
+        ),
+        (
+            lambda m, _, i: nti.masactrl(m, i, TIGER), "controlled_noise", 9,
+            "MasaCtrl at timestep 1: ",
+        ),
     ],
-    ids=["pivot", "optimization", "reconstruct", "edit", "generate"],
+    ids=[
+        "pivot", "optimization", "reconstruct", "edit", "generate", "sdedit", "masked", "mask",
+        "diffedit", "masactrl",
+    ],
 )  # fmt: skip
 def test_every_loop_names_the_step_and_the_dtype(
     model: StableDiffusion, image: torch.Tensor, inversion: Inversion, run: Run, step: str,

@@ -1,5 +1,5 @@
-"""The command line: `nti demo | invert | generate | reconstruct | edit | align | attention |
-inspect | convert | methods`, one file a command.
+"""The command line: `nti demo | invert | generate | reconstruct | edit | sweep | align |
+attention | inspect | convert | methods`, one file a command.
 
 Nothing heavy is imported before a command runs, so `nti --help` answers at once.
 """
@@ -26,6 +26,7 @@ from nti.cli import (
     invert,
     methods,
     reconstruct,
+    sweep,
 )
 from nti.cli.options import add_telling_options
 from nti.cli.terminal import Terminal, Terminated
@@ -33,7 +34,7 @@ from nti.cli.terminal import Terminal, Terminated
 __all__ = ["main"]
 
 COMMANDS = (
-    demo, invert, generate, reconstruct, edit, align, attention, inspect, convert, methods,
+    demo, invert, generate, reconstruct, edit, sweep, align, attention, inspect, convert, methods,
 )  # fmt: skip
 """Each has `add`, which declares its options and says what runs it."""
 

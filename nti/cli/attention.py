@@ -19,17 +19,17 @@ from nti.files import write_picture
 __all__ = ["add"]
 
 EDITS = {
-    "--guidance": ("guidance", None),
-    "--mode": ("mode", "auto"),
-    "--cross": ("cross", None),
-    "--self": ("self_replace", "0.5"),
-    "--blend": ("blend", None),
-    "--subtract": ("subtract", None),
-    "--blend-start": ("blend_start", None),
-    "--blend-threshold": ("blend_threshold", None),
-    "--reweight": ("reweight", None),
+    "--guidance": "guidance",
+    "--mode": "mode",
+    "--cross": "cross",
+    "--self": "self_replace",
+    "--blend": "blend",
+    "--subtract": "subtract",
+    "--blend-start": "blend_start",
+    "--blend-threshold": "blend_threshold",
+    "--reweight": "reweight",
 }
-"""What only edits read: the place of each option and its default."""
+"""What only edits read: the place of each option."""
 
 
 def add(commands: Commands) -> None:
@@ -63,8 +63,8 @@ def add(commands: Commands) -> None:
 
 
 def is_given(options: argparse.Namespace, name: str) -> bool:
-    """Whether an option has another value than its default."""
-    return bool(getattr(options, EDITS[name][0]) not in (None, [], EDITS[name][1]))
+    """Whether an option is there."""
+    return getattr(options, EDITS[name]) not in (None, [])
 
 
 def run(options: argparse.Namespace) -> None:

@@ -1,9 +1,12 @@
 """`nti edit`: edit an inverted image by its words."""
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from nti.cli.editor_options import add_editor_options, chosen_editor, settings_of
 from nti.cli.options import (
     Commands,
     add_edit_options,
@@ -16,7 +19,16 @@ from nti.cli.options import (
 )
 from nti.cli.outputs import LATENTS, check_output, keep, keep_each, numbered
 from nti.cli.progress import progress
+from nti.editing.editors import Editor
 from nti.files import write_file, write_picture
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from nti.errors import Callback
+    from nti.inversion.inversion import Inversion
+    from nti.model import StableDiffusion
 
 __all__ = ["add"]
 
@@ -30,17 +42,7 @@ def add(commands: Commands) -> None:
         "--prompt", action="append", required=True, help="an edited prompt; may be given again"
     )
     add_edit_options(command)
-    command.add_argument(
-        "--negative-prompt",
-        metavar="P",
-        help="what the edits shall not show; it takes the place of the inversion's embeddings",
-    )
-    command.add_argument(
-        "--start", type=int, default=0, metavar="I", help="the step to start at (0)"
-    )
-    command.add_argument(
-        "--no-replay", action="store_true", help="compute the source's branch, as published"
-    )
+    add_editor_options(command)
     add_paste_back_option(command)
     command.add_argument(
         "-o",
@@ -58,9 +60,8 @@ def run(options: argparse.Namespace) -> None:
     """Edit, and write the pictures or the latents."""
     from safetensors.torch import save
 
-    from nti.editing.prompt_to_prompt import decode_edits, edit_latents
-
     inversion = open_inversion(options)
+    editor = chosen_editor(options)
     latents = options.output.suffix.lower() == LATENTS
     paths = [options.output] if latents else numbered(options.output, len(options.prompt))
     for path in paths:
@@ -70,34 +71,66 @@ def run(options: argparse.Namespace) -> None:
             f"--paste-back: got {options.output}, expected a picture's name: leave one out"
         )
     finish = paste_backer(options, inversion)
+    edit = _prompt_to_prompt if editor.name == "p2p" else _by_editor
     model = load_model(options)
-    plan = plan_of(options, model, inversion)
     with progress(options.terminal, "editing") as callback:
-        edited = edit_latents(
-            model,
-            inversion,
-            plan,
-            replay=not options.no_replay,
-            guidance_scale=options.guidance,
-            negative_prompt=options.negative_prompt,
-            start=options.start,
-            callback=callback,
-        )
-    modes = [alignment.mode for alignment in plan.alignments]
+        edited, images, notes = edit(options, editor, model, inversion, callback)
     if latents:
-        data = save({"latents": edited.latents[-1].cpu().contiguous()})
+        data = save({"latents": edited.cpu().contiguous()})
         keep(options.output, lambda path: write_file(path, data))
-        options.terminal.wrote(options.output, f"{len(modes)} latents")
+        options.terminal.wrote(options.output, f"{len(notes)} latents")
         return
-    images = decode_edits(model, plan, edited).images
     errors = keep_each(
         {
             path: partial(write_picture, finish(image))
-            for path, image in zip(paths, images, strict=True)
+            for path, image in zip(paths, images(), strict=True)
         }
     )
-    for path, mode, prompt in zip(paths, modes, plan.prompts, strict=True):
+    for path, note in zip(paths, notes, strict=True):
         if path not in errors:
-            options.terminal.wrote(path, f"{mode}: {prompt}")
+            options.terminal.wrote(path, note)
     if errors:
         raise OSError("; ".join(str(error) for error in errors.values()))
+
+
+Edited = tuple["Tensor", "Callable[[], list[Image.Image]]", list[str]]
+"""The edits' latents (E, 4, h, w), what gives their pictures, and a note on each."""
+
+
+def _prompt_to_prompt(
+    options: argparse.Namespace,
+    editor: Editor,
+    model: "StableDiffusion",
+    inversion: "Inversion",
+    callback: "Callback",
+) -> Edited:
+    """Edit in two parts, as latents need no decoding and a plan says how words were aligned."""
+    from nti.editing.prompt_to_prompt import decode_edits, edit_latents
+
+    plan = plan_of(options, model, inversion)
+    edited = edit_latents(
+        model,
+        inversion,
+        plan,
+        replay=not options.no_replay,
+        start=0 if options.start is None else options.start,
+        callback=callback,
+        **settings_of(options, editor),
+    )
+    pairs = zip(plan.alignments, plan.prompts, strict=True)
+    notes = [f"{alignment.mode}: {prompt}" for alignment, prompt in pairs]
+    return edited.latents[-1], lambda: decode_edits(model, plan, edited).images, notes
+
+
+def _by_editor(
+    options: argparse.Namespace,
+    editor: Editor,
+    model: "StableDiffusion",
+    inversion: "Inversion",
+    callback: "Callback",
+) -> Edited:
+    """Edit by another row of the table."""
+    settings = settings_of(options, editor)
+    result = editor.function(model, inversion, options.prompt, callback=callback, **settings)
+    notes = [f"{editor.name}: {prompt}" for prompt in options.prompt]
+    return result.latents[-1], lambda: result.images, notes

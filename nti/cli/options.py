@@ -26,6 +26,7 @@ __all__ = [
     "parse_dtype",
     "paste_backer",
     "plan_of",
+    "plan_settings",
 ]
 
 Commands = Any
@@ -80,9 +81,7 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
 
 def add_edit_options(command: argparse.ArgumentParser) -> None:
     """Declare what an edit does to the attention."""
-    command.add_argument(
-        "--mode", default="auto", help="auto (default), replace, refine or reweight"
-    )
+    command.add_argument("--mode", help="auto (default), replace, refine or reweight")
     command.add_argument(
         "--cross",
         action="append",
@@ -92,7 +91,6 @@ def add_edit_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--self",
         dest="self_replace",
-        default="0.5",
         metavar="F",
         help="likewise self-attention (0.5)",
     )
@@ -170,23 +168,31 @@ def plan_of(
     options: argparse.Namespace, model: "StableDiffusion", inversion: "Inversion"
 ) -> "EditPlan":
     """Return the plan of the edits that the options describe."""
-    from nti.editing.local_blend import START, THRESHOLD
     from nti.editing.plan import EditPlan
 
     return EditPlan.create(
-        model.tokenizer,
-        inversion.prompt,
-        options.prompt,
-        steps=inversion.steps,
-        mode=options.mode,
-        cross_replace=parse_cross_window(options.cross or ["0.8"]),
-        self_replace=parse_window(options.self_replace, "--self"),
-        blend=parse_blend(options.blend),
-        subtract=parse_blend(options.subtract),
-        reweight=dict(parse_assignment(r, "--reweight") for r in options.reweight) or None,
-        blend_start=START if options.blend_start is None else options.blend_start,
-        blend_threshold=THRESHOLD if options.blend_threshold is None else options.blend_threshold,
-    )
+        model.tokenizer, inversion.prompt, options.prompt, steps=inversion.steps,
+        **plan_settings(options),
+    )  # fmt: skip
+
+
+def plan_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of Prompt-to-Prompt that the options of `add_edit_options` describe."""
+    from nti.editing.local_blend import START, THRESHOLD
+
+    own_window = "0.5" if options.self_replace is None else options.self_replace
+    return {
+        "mode": "auto" if options.mode is None else options.mode,
+        "cross_replace": parse_cross_window(options.cross or ["0.8"]),
+        "self_replace": parse_window(own_window, "--self"),
+        "blend": parse_blend(options.blend),
+        "subtract": parse_blend(options.subtract),
+        "reweight": dict(parse_assignment(r, "--reweight") for r in options.reweight) or None,
+        "blend_start": START if options.blend_start is None else options.blend_start,
+        "blend_threshold": THRESHOLD
+        if options.blend_threshold is None
+        else options.blend_threshold,
+    }
 
 
 def paste_backer(

@@ -3,14 +3,15 @@
 Every editor that samples takes its steps here, so that each goes with every inversion method.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from nti.arguments import a_number, a_text, an_instance, texts
+from nti.arguments import a_number, a_text, an_instance, shown, texts
 from nti.editing.proximal import Proximal
+from nti.errors import Callback, check_finite, report
 from nti.inversion.inversion import Inversion
 from nti.inversion.sampling import check_model
 from nti.model import StableDiffusion
@@ -101,8 +102,8 @@ class EditRows:
             cond = torch.cat([learned, torch.lerp(learned, cond[:, 1:], share)], dim=1)
         elif mix is not None:
             raise ValueError(
-                f"mix: got {mix} for an inversion by {inversion.method}, expected none: it learned"
-                " no embedding of the prompt; invert with method='prompt-tuning'"
+                f"mix: got {shown(mix)} for an inversion by {inversion.method}, expected none: it"
+                " learned no embedding of the prompt; invert with method='prompt-tuning'"
             )
         w = inversion.guidance_scale
         return cls(
@@ -126,6 +127,25 @@ class EditRows:
     def count(self) -> int:
         """E."""
         return self.cond.shape[1] - 1
+
+    @property
+    def encoded(self) -> Tensor:
+        """z_0, the encoded image, whatever the method made of it: (1, 4, h, w)."""
+        return self.inversion.pivot[-1:].to(self.model.device, self.model.state_dtype)
+
+    def off_trajectory(self) -> "EditRows":
+        """Return the rows of edits that start from fresh noise: they take plain DDIM steps.
+
+        What a method adds to the source's steps leads along the source's own latents, so it is of
+        no use elsewhere.
+        """
+        schedule = self.model.schedule(self.inversion.steps)
+        return replace(self, schedule=schedule, offsets=None, share_offsets=False)
+
+    def first_step(self, strength: float) -> int:
+        """Return T - int(T strength), the step from which so large a share of the steps is left."""
+        steps = self.schedule.steps
+        return steps - int(steps * a_number("strength", strength, 0, 1, ", a share of the steps"))
 
     def check_trajectory(self, editor: str) -> None:
         """Raise ValueError for an inversion without latents between z_T and z_0."""
@@ -163,3 +183,45 @@ class EditRows:
         eps = guided_noise(eps_uncond, eps_cond, self.w_source)
         after = ddim_step(source, eps, self.schedule.coefficients(i))
         return after if self.offsets is None else after + self.offsets[i]
+
+    def sample(
+        self,
+        edits: Tensor,
+        start: int,
+        editor: str,
+        callback: Callback | None,
+        *,
+        noise: Callable[[int, Tensor], tuple[Tensor, Tensor]] | None = None,
+        after: Callable[[int, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Take guided steps from step `start` to the last.
+
+        Args:
+            edits: (E, 4, h, w), at timestep `start`.
+            start: T for no step at all.
+            editor: whom a NotFiniteError names.
+            callback: see `nti.errors.Callback`.
+            noise: predicts the edits' noise as the method `noise` does; None: that method, which
+                controls nothing.
+            after: what becomes of the edits (E, 4, h, w) after step i, a function of (i, edits);
+                None: nothing.
+
+        Returns:
+            The edits' latents, the first included: (T - start + 1, E, 4, h, w).
+
+        Raises:
+            NotFiniteError: latents that overflow.
+            Stopped: by the callback.
+
+        """
+        predict = self.noise if noise is None else noise
+        latents = [edits]
+        for i in range(start, self.schedule.steps):
+            edits = self.step(i, edits, *predict(i, edits))
+            if after is not None:
+                edits = after(i, edits)
+            where = f"{editor} at timestep {self.schedule.timesteps[i]}"
+            check_finite(edits, where, self.model.dtype)
+            latents.append(edits)
+            report(callback, i + 1 - start, self.schedule.steps - start)
+        return torch.stack(latents)

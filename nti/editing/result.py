@@ -34,7 +34,8 @@ class EditResult:
     latents: Tensor
     """The edits' latents, in sampling order: (steps - start + 1, E, 4, h, w)."""
     source: Image.Image
-    """The source as the batch had it: the inversion's reconstruction."""
+    """The source as the batch had it: the inversion's reconstruction. Of editors that start from
+    the encoded image, the autoencoder's."""
     masks: Tensor | None
     """Where each edit was allowed to change, by step: (steps - start, E, h, w) bool, or None."""
     alignments: tuple[Alignment, ...] = ()

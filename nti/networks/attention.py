@@ -53,13 +53,15 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
-    """Attention among positions; an edit's row may take its source row's q and k."""
+    """Attention among positions; an edit's row may take its source row's q and k, or k and v."""
 
     def __init__(
         self, site: Site, channels: int, heads: int, *, inject: bool, backend: str = "reference"
     ) -> None:
         super().__init__(site, channels, channels, heads, backend)
         self.inject = inject
+        self.order = 0
+        """Its place among the network's self-attention layers, as data passes them."""
 
     def forward(
         self,
@@ -70,10 +72,13 @@ class SelfAttention(Attention):
     ) -> Tensor:
         """(B, L, channels) -> the same, of x after its norm."""
         rows = control.self_rows if self.inject and control is not None else None
+        shared = None if control is None else control.value_rows
         seen = hook if hook is not None and hook.wants(self.site) else None
-        if rows is None and seen is None:
+        if rows is None and shared is None and seen is None:
             return self.uncontrolled(x, norm, None)
         q, k, v = self.project(norm(x), None)
+        if shared is not None:
+            k, v = k[shared[self.order]], v[shared[self.order]]
         if seen is None:
             return self.merge(self_attention(q, k, v, rows, backend=self.backend))
         if rows is not None:
@@ -109,11 +114,11 @@ class CrossAttention(Attention):
         maps (R, L, W) or None.
         """
         seen = hook if hook is not None and hook.wants(self.site) else None
-        if control is None and seen is None:
-            return self.uncontrolled(x, norm, context), None
-        q, k, v = self.project(norm(x), context)
         fold = None if control is None else control.fold
         words = control.words if control is not None and self.maps_words else None
+        if fold is None and words is None and seen is None:
+            return self.uncontrolled(x, norm, context), None
+        q, k, v = self.project(norm(x), context)
         out, maps = cfg_attention(q, k, v, fold, words, backend=self.backend)
         if seen is not None:
             out = self.looked_at(seen, q, k, v, fold)

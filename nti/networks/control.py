@@ -19,18 +19,21 @@ class AttentionControl:
     Every P2P edit of the cross-attention has the form P_edit' = P_source A + P_edit diag(b), so it
     is two ordinary attentions with premultiplied values (replace, refine and reweight are choices
     of A and b; see `nti.editing.control_schedule`). Injected self-attention is attention with
-    another row's queries and keys.
+    another row's queries and keys. MasaCtrl asks for another row's keys and values instead.
     """
 
-    fold: Fold
-    """A, b and the source's rows: the edit of the cross-attention."""
-    self_rows: Tensor
+    fold: Fold | None = None
+    """A, b and the source's rows: the edit of the cross-attention; None: there is none."""
+    self_rows: Tensor | None = None
     """(B,) int64: the row whose queries and keys self-attention uses where the configuration
-    injects; its own row where nothing is injected, so that one graph serves both."""
+    injects; its own row where nothing is injected, so that one graph serves both. None: its own."""
     words: Tensor | None = None
     """(R, 77, W) indicator columns of the last R rows, R >= E: the words whose maps, after the
     edit, are returned.
     """
+    value_rows: Tensor | None = None
+    """(S, B) int64: for each of the UNet's S self-attention layers, in the order in which data
+    passes them, the row whose keys and values each row uses (MasaCtrl). None: its own."""
 
 
 @dataclass(frozen=True)

@@ -280,6 +280,10 @@ class UNet(nn.Module):
         self.conv_out = Conv2d(
             config.channels, config.latent_channels, 3, padding=1, backend=backend
         )
+        layers = [each for each in self.modules() if isinstance(each, SelfAttention)]
+        for order, layer in enumerate(layers):
+            layer.order = order
+        self.self_attentions = len(layers)
 
     @without_autocast
     def forward(
@@ -296,7 +300,7 @@ class UNet(nn.Module):
             latent: z_t (B, 4, h, w), in the weights' dtype.
             timestep: t (B,), 0..999.
             context: the prompt's token states C (B, 77, context_dim), in the weights' dtype.
-            control: Prompt-to-Prompt's control of this step, or None.
+            control: Prompt-to-Prompt's or MasaCtrl's control of this step, or None.
             hook: what sees and may change full maps, or None (the working path: no map in memory).
 
         Returns:

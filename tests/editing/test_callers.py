@@ -2,6 +2,7 @@
 whatever is no setting at all.
 """
 
+import contextlib
 import re
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import nti
-from nti import EditPlan, Inversion, StableDiffusion
+from nti import EditPlan, Inversion, StableDiffusion, Stopped
 from nti.editing.alignment import align, has_word, token_positions
 from nti.editing.attention_grid import attention_grid, component_grid
 from nti.editing.attention_maps import average_attention, self_attention_components
@@ -23,6 +24,12 @@ def planned(model: StableDiffusion, inversion: Inversion, **settings: Any) -> Ed
     prompts = settings.pop("prompts", TIGER)
     settings = {"steps": inversion.steps} | settings
     return EditPlan.create(model.tokenizer, inversion.prompt, prompts, **settings)
+
+
+def begun(function: Callable[..., object], *given: object, **settings: object) -> None:
+    """Run the first step alone: settings are checked before it."""
+    with contextlib.suppress(Stopped):
+        function(*given, callback=lambda *_: True, **settings)
 
 
 def same(a: EditPlan, b: EditPlan) -> bool:
@@ -133,6 +140,38 @@ CALLS: dict[str, Call] = {
         for name in ("level", "places", "block", "guidance_scale", "callback")
     },
     "kind of maps": lambda m, i, x: average_attention(m, i, kind=x),
+    **{
+        f"{name} of sdedit": lambda m, i, x, name=name: nti.sdedit(
+            m, i, TIGER, **({"strength": 0.1} | {name: x})
+        )
+        for name in ("strength", "seed", "mix")
+    },
+    "mask": lambda m, i, x: nti.masked(m, i, TIGER, mask=x, strength=0),
+    **{
+        f"{name} of masked": lambda m, i, x, name=name: nti.masked(
+            m, i, TIGER, mask=torch.eye(64), **({"strength": 0} | {name: x})
+        )
+        for name in ("mask_threshold", "original")
+    },
+    **{
+        f"{name} of diffedit": lambda m, i, x, name=name: nti.diffedit(
+            m, i, TIGER, **({"strength": 0, "noises": 1} | {name: x})
+        )
+        for name in ("noises", "mask_threshold", "mask_rule", "proximal")
+    },
+    **{
+        f"{name} of masactrl": lambda m, i, x, name=name: begun(
+            nti.masactrl, m, i, TIGER, **{name: x}
+        )
+        for name in ("steps_from", "layers_from")
+    },
+    **{
+        f"{name} of sweep": lambda m, i, x, name=name: begun(
+            nti.sweep, m, i, TIGER,
+            **({"over": "reweight", "word": "tiger", "values": [1]} | {name: x}),
+        )
+        for name in ("over", "values", "word", "at_once", "cell")
+    },
     "encoded": lambda m, i, x: m.tokenizer.encode(x),
     "prompts encoded": lambda m, i, x: m.encode_text([x]),
 }  # fmt: skip

@@ -1,0 +1,220 @@
+"""Write the tables and plots of docs/methods.md from the rows of `pairs.py` and `ablations.py`.
+
+python benchmarks/shapes/methods_report.py
+"""
+
+import csv
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from ablations import interval
+from edits import KINDS
+from nti.inversion.methods import METHODS, passes
+from report import grid
+
+RESULTS = Path("benchmarks/results")
+PAGE = Path("docs/methods.md")
+PLOTS = Path("docs")
+
+Rows = list[dict[str, str]]
+
+
+def read(pattern: str) -> Rows:
+    """Return the rows of the result files that fit a pattern."""
+    rows: Rows = []
+    for path in sorted(RESULTS.glob(pattern)):
+        with path.open(newline="") as file:
+            rows += csv.DictReader(file)
+    return rows
+
+
+def source(rows: Rows, what: str) -> str:
+    """Say what rows were measured on."""
+    commits = sorted({row["commit"] + ("+" if row["dirty"] == "True" else "") for row in rows})
+    machines = sorted({row["device"] for row in rows})
+    versions = sorted({row["torch"] for row in rows})
+    return (
+        f"\n{what}, T = {rows[0]['steps']}, {'; '.join(machines)}, torch {', '.join(versions)},"
+        f" commit {', '.join(commits)}."
+    )
+
+
+def spread(values: Iterable[float], digits: int = 1) -> str:
+    """Return a mean with its 95 % interval."""
+    mean, low, high = interval(list(values))
+    return f"{mean:.{digits}f} ({low:.{digits}f} .. {high:.{digits}f})"
+
+
+def numbers(rows: Rows, column: str) -> list[float]:
+    """Return a column."""
+    return [float(row[column]) for row in rows]
+
+
+def correct(rows: Rows) -> list[float]:
+    """Return 100 for each edit whose attribute is there, 0 for others."""
+    return [100.0 * (row["correct"] == "True") for row in rows]
+
+
+def methods_table() -> str:
+    """Return all rows of the table of methods, with their cost at published settings."""
+    head = ["method", "arXiv", "an inversion keeps", "forward", "backward", "what it does"]
+    cells = {}
+    for name, row in METHODS.items():
+        forward, backward = passes(row, 50, 10)
+        cells[f"`{name}`"] = [row.paper, row.stores, str(forward), str(backward), row.summary]
+    return "\n".join(grid(head, cells))
+
+
+def _figures(rows: Rows, inversion: str = "inversion_gflop") -> list[str]:
+    return [
+        spread(numbers(rows, "reconstruction")),
+        spread(correct(rows)),
+        spread(numbers(rows, "psnr_outside")),
+        spread(numbers(rows, "ssim_outside"), 3),
+        spread(numbers(rows, "psnr_inside")),
+        spread(numbers(rows, "ssim_inside"), 3),
+        f"{interval(numbers(rows, inversion))[0]:.0f}",
+        f"{interval(numbers(rows, 'edit_gflop'))[0]:.0f}",
+        f"{interval(numbers(rows, 'edit_seconds'))[0]:.1f}",
+    ]
+
+
+HEAD = [
+    "reconstruction, dB", "correct, %", "PSNR outside", "SSIM outside", "PSNR inside",
+    "SSIM inside", "inversion, GFLOP", "edit, GFLOP", "edit, s",
+]  # fmt: skip
+
+
+def by_method(rows: Rows) -> str:
+    """Return what each method gives with Prompt-to-Prompt."""
+    rows = [row for row in rows if row["editor"] == "p2p"]
+    found = {name: [r for r in rows if r["method"] == name] for name in METHODS}
+    cells = {f"`{name}`": _figures(some) for name, some in found.items() if some}
+    count = max(len(some) for some in found.values())
+    return "\n".join([*grid(["method", *HEAD], cells), source(rows, f"{count} edits a method")])
+
+
+def matrix(rows: Rows) -> str:
+    """Return each method with each editor: correct share, and what is kept."""
+    editors = list(dict.fromkeys(row["editor"] for row in rows))
+    cells: dict[str, list[str]] = {}
+    for name in METHODS:
+        line = []
+        for editor in editors:
+            some = [r for r in rows if (r["method"], r["editor"]) == (name, editor)]
+            kept = interval(numbers(some, "psnr_outside"))[0]
+            right = interval(correct(some))[0]
+            line.append(f"{right:.0f} %, {kept:.1f} dB" if some else "")
+        if any(line):
+            cells[f"`{name}`"] = line
+    return "\n".join([*grid(["method", *editors], cells), source(rows, f"{len(rows)} edits")])
+
+
+def by_kind(rows: Rows) -> str:
+    """Return the best method of each editor for each kind of edit, and null-text beside it."""
+    cells = {}
+    for kind in KINDS:
+        for editor in dict.fromkeys(row["editor"] for row in rows):
+            some = [r for r in rows if (r["kind"], r["editor"]) == (kind, editor)]
+            ranked = sorted(dict.fromkeys(r["method"] for r in some), key=_score_of(some))
+            for name in dict.fromkeys([*ranked[-1:], *(["null-text"] if ranked else [])]):
+                mine = [r for r in some if r["method"] == name]
+                if mine:
+                    cells[f"{kind}, {editor}, `{name}`"] = [
+                        spread(correct(mine)),
+                        spread(numbers(mine, "psnr_outside")),
+                        spread(numbers(mine, "psnr_inside")),
+                    ]
+    return "\n".join(
+        grid(["kind, editor, method", "correct, %", "PSNR outside", "PSNR inside"], cells)
+    )
+
+
+def _score_of(rows: Rows) -> Callable[[str], float]:
+    """Rank by the share of edits that are correct, then by what is kept."""
+
+    def score(name: str) -> float:
+        mine = [r for r in rows if r["method"] == name]
+        return interval(correct(mine))[0] + interval(numbers(mine, "psnr_outside"))[0] / 1000
+
+    return score
+
+
+def curves(
+    rows: Rows, names: Sequence[str], path: Path, labels: Sequence[str], x: str = "x"
+) -> None:
+    """Draw figures over the axis, a line a case, with intervals."""
+    figure, axes = plt.subplots(
+        1, len(names), figsize=(5.2 * len(names), 3.8), layout="constrained", squeeze=False
+    )
+    for axis, name, label in zip(axes[0], names, labels, strict=True):
+        some = [row for row in rows if row["name"] == name]
+        for case in dict.fromkeys(row["case"] for row in some):
+            mine = sorted((r for r in some if r["case"] == case), key=lambda r: float(r[x]))
+            at, value = numbers(mine, x), numbers(mine, "value")
+            errors = [
+                [v - lo for v, lo in zip(value, numbers(mine, "low"), strict=True)],
+                [hi - v for v, hi in zip(value, numbers(mine, "high"), strict=True)],
+            ]
+            axis.errorbar(at, value, errors, marker="o", markersize=3, capsize=2, label=case)
+        axis.set(xlabel=label, ylabel=f"{name}, {some[0]['unit']}")
+        axis.grid(alpha=0.3)
+    axes[0][-1].legend(fontsize=6)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def figure_table(rows: Rows, x: str) -> str:
+    """Return all figures of a section."""
+    cells = {
+        f"{row['case']}, {row['name']}, {x} {float(row['x']):g}": [
+            f"{float(row['value']):.2f} ({float(row['low']):.2f} .. {float(row['high']):.2f})"
+            f" {row['unit']}",
+            row["gflop"],
+        ]
+        for row in rows
+    }
+    scenes = f"Mean over {rows[0]['scenes']} scenes with its 95 % interval"
+    return "\n".join([*grid(["figure", "value", "GFLOP an image"], cells), source(rows, scenes)])
+
+
+def main() -> None:
+    """Rewrite the page's tables, and the plots, from the rows that there are."""
+    parts = {"methods": methods_table()}
+    if pairs := read("pairs*.csv"):
+        parts |= {"by method": by_method(pairs), "matrix": matrix(pairs), "by kind": by_kind(pairs)}
+    for section, x, plotted in (
+        ("iterations", "N =", ("reconstruction",)),
+        ("captions", "N =", ("reconstruction",)),
+        ("strength", "t0 =", ("kept", "edited")),
+        (
+            "guidance",
+            "w =",
+            ("reconstruction", "log-density", "squared norm / d", "autocorrelation"),
+        ),
+    ):
+        if rows := read(f"ablation-{section}.csv"):
+            parts[section] = figure_table(rows, x)
+            over = "gflop" if section == "iterations" else "x"
+            label = "GFLOP of the UNet for one image" if over == "gflop" else x.rstrip(" =")
+            drawn = [r for r in rows if float(r[over]) > 0 or section != "guidance"]
+            curves(drawn, plotted, PLOTS / f"methods-{section}.png", [label] * len(plotted), over)
+    page = PAGE.read_text("utf-8")
+    for name, body in parts.items():
+        pattern = rf"(<!-- methods: {re.escape(name)} -->\n).*?(<!-- end -->)"
+        page, count = re.subn(
+            pattern, lambda m, b=body: f"{m[1]}{b}\n{m[2]}", page, flags=re.DOTALL
+        )
+        if count != 1:
+            raise SystemExit(f"{PAGE}: got {count} places for {name!r}, expected one")
+    PAGE.write_text(page, "utf-8")
+
+
+if __name__ == "__main__":
+    main()
