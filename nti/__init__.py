@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nti.config import SD_V1 as SD_V1
     from nti.config import ModelConfig as ModelConfig
     from nti.editing.attention_maps import average_attention as average_attention
+    from nti.editing.inpaint import inpaint as inpaint
     from nti.editing.plan import EditPlan as EditPlan
     from nti.editing.prompt_to_prompt import edit as edit
     from nti.editing.prompt_to_prompt import edit_latents as edit_latents
@@ -58,6 +59,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "nti.config": ("SD_V1", "ModelConfig"),
     "nti.editing.attention_maps": ("average_attention",),
+    "nti.editing.inpaint": ("inpaint",),
     "nti.editing.plan": ("EditPlan",),
     "nti.editing.prompt_to_prompt": ("edit", "edit_latents"),
     "nti.editing.proximal": ("Proximal",),

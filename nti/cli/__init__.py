@@ -1,5 +1,5 @@
-"""The command line: `nti demo | invert | generate | reconstruct | edit | align | attention |
-inspect | convert`, one file a command.
+"""The command line: `nti demo | invert | generate | reconstruct | edit | inpaint | align |
+attention | inspect | convert`, one file a command.
 
 Nothing heavy is imported before a command runs, so `nti --help` answers at once.
 """
@@ -15,13 +15,26 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from nti import __version__
-from nti.cli import align, attention, convert, demo, edit, generate, inspect, invert, reconstruct
+from nti.cli import (
+    align,
+    attention,
+    convert,
+    demo,
+    edit,
+    generate,
+    inpaint,
+    inspect,
+    invert,
+    reconstruct,
+)
 from nti.cli.options import add_telling_options
 from nti.cli.terminal import Terminal, Terminated
 
 __all__ = ["main"]
 
-COMMANDS = (demo, invert, generate, reconstruct, edit, align, attention, inspect, convert)
+COMMANDS = (
+    demo, invert, generate, reconstruct, edit, inpaint, align, attention, inspect, convert,
+)  # fmt: skip
 """Each has `add`, which declares its options and says what runs it."""
 
 

@@ -15,7 +15,7 @@ __all__ = ["LATENTS", "check_folder", "check_output", "holds", "keep", "keep_eac
 LATENTS = ".safetensors"
 """What the names of saved inversions and latents end in."""
 
-INPUTS = ("image", "inversion", "paste_back", "checkpoint", "vae")
+INPUTS = ("image", "mask", "inversion", "paste_back", "checkpoint", "vae")
 """The options that name files to be read."""
 
 SUFFIXES = {
