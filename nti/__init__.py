@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from nti.config import SD_V1 as SD_V1
     from nti.config import ModelConfig as ModelConfig
     from nti.editing.attention_maps import average_attention as average_attention
+    from nti.editing.imagic import Imagic as Imagic
+    from nti.editing.imagic import imagic as imagic
     from nti.editing.inpaint import inpaint as inpaint
     from nti.editing.plan import EditPlan as EditPlan
     from nti.editing.prompt_to_prompt import edit as edit
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from nti.editing.proximal import Proximal as Proximal
     from nti.editing.result import EditedLatents as EditedLatents
     from nti.editing.result import EditResult as EditResult
+    from nti.editing.unitune import UniTune as UniTune
+    from nti.editing.unitune import unitune as unitune
     from nti.errors import BatchError as BatchError
     from nti.errors import NotFiniteError as NotFiniteError
     from nti.errors import Stopped as Stopped
@@ -59,11 +63,13 @@ __version__ = "0.1.0"
 _HOMES = {
     "nti.config": ("SD_V1", "ModelConfig"),
     "nti.editing.attention_maps": ("average_attention",),
+    "nti.editing.imagic": ("Imagic", "imagic"),
     "nti.editing.inpaint": ("inpaint",),
     "nti.editing.plan": ("EditPlan",),
     "nti.editing.prompt_to_prompt": ("edit", "edit_latents"),
     "nti.editing.proximal": ("Proximal",),
     "nti.editing.result": ("EditResult", "EditedLatents"),
+    "nti.editing.unitune": ("UniTune", "unitune"),
     "nti.errors": ("BatchError", "NotFiniteError", "Stopped"),
     "nti.image": ("Placement", "load_image", "open_image", "paste_back", "to_pil"),
     "nti.inversion.ddim": ("ddim_invert",),

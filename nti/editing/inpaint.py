@@ -18,7 +18,7 @@ from nti.image import ImageLike, MaskLike, load_mask
 from nti.inversion.noised import draw
 from nti.inversion.source import Size, fitted_image
 from nti.model import StableDiffusion
-from nti.sampling.schedule import Schedule, ddim_step, noised
+from nti.sampling.schedule import ddim_step, noised
 from nti.sampling.step import guided_noise
 
 __all__ = ["inpaint", "inpaint_latents"]
@@ -128,7 +128,7 @@ def inpaint_latents(
     if not prompts:
         raise ValueError("prompts: got none, expected one description or more")
     schedule = model.schedule(a_whole_number("steps", steps, 1))
-    start = _first_step(schedule, strength)
+    start = schedule.first_step(strength)
     own = model.config.guidance_scale
     w = a_number("guidance_scale", own if guidance_scale is None else guidance_scale)
     generator = torch.Generator().manual_seed(a_whole_number("seed", seed, 0, 2**63 - 1))
@@ -162,16 +162,6 @@ def _check_inpaints(model: StableDiffusion) -> None:
             f" expected {2 * config.unet.latent_channels + 1} (z_t, mask, masked image): load"
             " a Stable Diffusion v1 inpainting checkpoint, or edit by `nti.edit`, which needs none"
         )
-
-
-def _first_step(schedule: Schedule, strength: float) -> int:
-    count = int(schedule.steps * a_number("strength", strength, 0, 1))
-    if count < 1:
-        raise ValueError(
-            f"strength: got {strength} of {schedule.steps} steps, which is less than a step,"
-            f" expected {1 / schedule.steps:g} to 1"
-        )
-    return schedule.steps - count
 
 
 def _additional(model: StableDiffusion, pixels: Tensor, hole: Tensor, z_0: Tensor) -> Tensor:

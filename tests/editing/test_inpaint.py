@@ -233,7 +233,7 @@ def test_a_model_that_takes_latents_alone_is_refused(
 
 
 REFUSING: dict[str, Callable[[StableDiffusion, Tensor, Inversion], object]] = {
-    "invert": lambda m, x, _: nti.invert(m, x, PROMPT, steps=2),
+    "invert, before the image is read": lambda m, _, __: nti.invert(m, "none.png", PROMPT),
     "invert without a trajectory": lambda m, x, _: nti.invert(m, x, PROMPT, method="autoencoder"),
     "invert_latent": lambda m, _, i: nti.invert_latent(m, i.pivot[-1:], [PROMPT]),
     "generate": lambda m, _, __: nti.generate(m, PROMPT, steps=2),
