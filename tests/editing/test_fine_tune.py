@@ -12,6 +12,7 @@ from nti.editing.fine_tune import BYTES, all_timesteps, fine_tune, noise_loss
 from nti.editing.imagic import Imagic
 from nti.editing.unitune import UniTune
 from nti.model import skeletons
+from nti.sampling.step import noise
 from tiny import V_TINY, make_model
 from tolerances import RELATIVE_OPTIMIZED, assert_close, relative_error
 
@@ -109,6 +110,14 @@ def test_a_model_that_computes_blocks_again_learns_the_same(latent: Tensor) -> N
     """Its backward pass gives the weights no gradient, so the copy keeps what is inside blocks."""
     plain, low = (tuned(make_model(recompute=r), latent)[0] for r in (False, True))
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), low.parameters(), strict=True))
+
+
+def test_a_copy_that_predicts_v_is_known_to(latent: Tensor) -> None:
+    predicts_v = make_model(V_TINY)
+    unet, losses = tuned(predicts_v, latent, iterations=0)
+    context, t = predicts_v.encode_text(["a cat"]), torch.tensor(481)
+    expected = predicts_v.steps.noise(latent, t, context)
+    assert losses.shape == (0,) and torch.equal(noise(unet, latent, t, context), expected)
 
 
 def test_half_precision_is_trained_in_float32(latent: Tensor) -> None:
