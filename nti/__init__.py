@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from nti.editing.attention_maps import average_attention as average_attention
     from nti.editing.diffedit import diffedit as diffedit
     from nti.editing.editors import EDITORS as EDITORS
+    from nti.editing.imagic import Imagic as Imagic
+    from nti.editing.imagic import imagic as imagic
+    from nti.editing.inpaint import inpaint as inpaint
     from nti.editing.masactrl import masactrl as masactrl
     from nti.editing.masked import masked as masked
     from nti.editing.plan import EditPlan as EditPlan
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from nti.editing.result import EditResult as EditResult
     from nti.editing.sdedit import sdedit as sdedit
     from nti.editing.sweep import sweep as sweep
+    from nti.editing.unitune import UniTune as UniTune
+    from nti.editing.unitune import unitune as unitune
     from nti.errors import BatchError as BatchError
     from nti.errors import NotFiniteError as NotFiniteError
     from nti.errors import Stopped as Stopped
@@ -66,6 +71,8 @@ _HOMES = {
     "nti.editing.attention_maps": ("average_attention",),
     "nti.editing.diffedit": ("diffedit",),
     "nti.editing.editors": ("EDITORS",),
+    "nti.editing.imagic": ("Imagic", "imagic"),
+    "nti.editing.inpaint": ("inpaint",),
     "nti.editing.masactrl": ("masactrl",),
     "nti.editing.masked": ("masked",),
     "nti.editing.plan": ("EditPlan",),
@@ -74,6 +81,7 @@ _HOMES = {
     "nti.editing.result": ("EditResult", "EditedLatents"),
     "nti.editing.sdedit": ("sdedit",),
     "nti.editing.sweep": ("sweep",),
+    "nti.editing.unitune": ("UniTune", "unitune"),
     "nti.errors": ("BatchError", "NotFiniteError", "Stopped"),
     "nti.image": ("Placement", "load_image", "open_image", "paste_back", "to_pil"),
     "nti.inversion.ddim": ("ddim_invert",),

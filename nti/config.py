@@ -48,6 +48,8 @@ class UNetConfig:
     """P2P injects self-attention from this level on down; SD v1: 1, at 512 px 32x32."""
     word_map_level: Level
     """The level whose cross-attention maps local blend reads; SD v1: 2, i.e. 16x16 for 512 px."""
+    additional_channels: Annotated[int, Meta(ge=0, le=64)] = 0
+    """Input channels after those of z_t; SD v1's inpainting model: 5 (see `nti.inpaint`)."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for numbers that make no network together."""
@@ -74,6 +76,11 @@ class UNetConfig:
     def level_channels(self) -> tuple[int, ...]:
         """Channels of each level, finest first."""
         return tuple(self.channels * m for m in self.channel_multipliers)
+
+    @property
+    def input_channels(self) -> int:
+        """Channels that the network takes: of z_t and the additional ones."""
+        return self.latent_channels + self.additional_channels
 
 
 @dataclass(frozen=True)
@@ -192,6 +199,17 @@ class ModelConfig:
     def granularity(self) -> int:
         """Each side of an image is a multiple of this many pixels; SD v1: 64."""
         return int(self.vae.downsampling * 2 ** (len(self.unet.channel_multipliers) - 1))
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the UNet takes a mask and the latent of a masked image besides z_t."""
+        return self.unet.additional_channels == 1 + self.unet.latent_channels
+
+    def for_inpainting(self) -> "ModelConfig":
+        """Return the configuration of the inpainting model that was made from this one's."""
+        channels = 1 + self.unet.latent_channels
+        unet = dataclasses.replace(self.unet, additional_channels=channels)
+        return dataclasses.replace(self, name=f"{self.name} inpainting", unet=unet)
 
     def to_json(self) -> str:
         """Return the configuration as JSON, for a checkpoint's metadata."""

@@ -29,6 +29,7 @@ def describe_file(path: Path) -> str:
         f" context {unet.context_dim}, trained at {config.image_size} px,"
         f" default guidance {config.guidance_scale:g}"
         + (", predicts v" if config.schedule.prediction == "v_prediction" else "")
+        + (", takes a mask and a masked image" if config.inpaints else "")
     ]
     lines += [_describe_network(report) for report in reports]
     problems = [p for report in reports for p in (*report.problems, *not_finite(report))]

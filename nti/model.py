@@ -28,7 +28,9 @@ from nti.weights_loader import (
     Description,
     Layout,
     described,
+    is_inpainting,
     network_files,
+    read_header,
     read_metadata,
     read_networks,
     read_tensor,
@@ -97,8 +99,11 @@ class StableDiffusion:
     def fingerprint(self) -> Fingerprint:
         """By which an inversion knows its model again."""
         schedule = dataclasses.asdict(self.config.schedule)
+        unet = dataclasses.asdict(self.config.unet)
+        if not unet["additional_channels"]:  # older inversions do not say so
+            del unet["additional_channels"]
         numbers = {
-            "unet": {**dataclasses.asdict(self.config.unet), "schedule": schedule},
+            "unet": {**unet, "schedule": schedule},
             "text": dataclasses.asdict(self.config.text),
             "vae": dataclasses.asdict(self.config.vae),
         }
@@ -119,6 +124,16 @@ class StableDiffusion:
         """
         steps = choose_execution(self.steps, execution, compiler=compiler)
         return StableDiffusion(self.config, self.unet, self.vae, self.text, self.tokenizer, steps)
+
+    def check_takes_latents_alone(self, what: str) -> None:
+        """Raise ValueError for a UNet that takes more than z_t, of which `what` knows nothing."""
+        if self.config.unet.additional_channels:
+            raise ValueError(
+                f"model: got {self.config.name}, whose UNet takes"
+                f" {self.config.unet.input_channels} channels, expected one that takes"
+                f" {self.config.unet.latent_channels} to {what}: load the model that it was made"
+                " from, or repaint part of the image with `nti.inpaint`"
+            )
 
     def schedule(self, steps: int, *, eta: float = 0.0) -> Schedule:
         """Return `steps` timesteps of the schedule; ValueError for a number that does not fit."""
@@ -205,8 +220,8 @@ def load_model(
 
     Args:
         checkpoint: a `.safetensors` file in the original SD v1 layout, or a directory in diffusers'
-            layout; the loader finds out which, and whether the model predicts v. None is the small
-            embedded model.
+            layout; the loader finds out which, and whether the model predicts v, or is one for
+            inpainting (see `nti.inpaint`). None is the small embedded model.
         vae: a file or directory whose autoencoder replaces the checkpoint's.
         device: None: CUDA if there is any, else the CPU.
         dtype: what the UNet and the text encoder compute in; None: float16 on CUDA, float32
@@ -226,7 +241,7 @@ def load_model(
 
     Raises:
         CheckpointError: a file that is missing, is no safetensors file, is known to be something
-        else (SD 2.x, SDXL, inpainting, LoRA, pickle), does not hold exactly these networks, or is
+        else (SD 2.x, SDXL, LoRA, pickle), does not hold exactly these networks, or is
         described by its metadata, its folders' JSON or a `.yaml` beside it as what cannot be built.
         ValueError: an unknown device, backend, `memory` or `execution`, or one that cannot be had.
 
@@ -282,6 +297,8 @@ def locate(
             config = ModelConfig.from_json(metadata[CONFIG_KEY], what)
         except ValueError as error:
             raise CheckpointError(str(error)) from None
+    elif is_inpainting({key: each.shape for key, each in read_header(files["unet"]).items()}):
+        config = SD_V1.for_inpainting()
     config = _honoured(config, described(path, files, dataclasses.asdict(config)))
     _check_buffers(files["unet"], config)
     return files, config

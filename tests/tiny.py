@@ -55,6 +55,10 @@ V_TINY = dataclasses.replace(
 """Its UNet predicts v."""
 
 
+INPAINTING = TINY.for_inpainting()
+"""Its UNet takes a mask and a masked image, too."""
+
+
 def make_model(
     config: ModelConfig = TINY,
     dtype: torch.dtype = torch.float64,

@@ -2,7 +2,12 @@
 ways.
 """
 
-from nti.weights_loader.checkpoint_file import CheckpointError, read_metadata, read_tensor
+from nti.weights_loader.checkpoint_file import (
+    CheckpointError,
+    read_header,
+    read_metadata,
+    read_tensor,
+)
 from nti.weights_loader.descriptions import Description, described
 from nti.weights_loader.files import network_files
 from nti.weights_loader.layouts import Layout, text_layouts, unet_layouts, vae_layouts
@@ -13,6 +18,7 @@ from nti.weights_loader.load import (
     problems_of,
     read_networks,
 )
+from nti.weights_loader.recognise import is_inpainting
 
 __all__ = [
     "CheckpointError",
@@ -21,9 +27,11 @@ __all__ = [
     "NetworkReport",
     "described",
     "examine",
+    "is_inpainting",
     "network_files",
     "not_finite",
     "problems_of",
+    "read_header",
     "read_metadata",
     "read_networks",
     "read_tensor",

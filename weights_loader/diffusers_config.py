@@ -78,7 +78,7 @@ def _unet(unet: Mapping[str, Any]) -> dict[str, object]:
     levels = range(len(unet["channel_multipliers"]))
     attends = [level in unet["attention_levels"] for level in levels]
     return UNET | {
-        "in_channels": unet["latent_channels"],
+        "in_channels": unet["latent_channels"] + unet["additional_channels"],
         "out_channels": unet["latent_channels"],
         "block_out_channels": [unet["channels"] * m for m in unet["channel_multipliers"]],
         "layers_per_block": unet["res_blocks"],

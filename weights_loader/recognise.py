@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["PICKLE_SUFFIXES", "pickle_message", "what_else"]
+__all__ = ["PICKLE_SUFFIXES", "is_inpainting", "pickle_message", "what_else"]
 
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 
@@ -20,8 +20,10 @@ CROSS_KEY = (
     "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
     "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight",
 )
+INPAINTING_INPUTS = 9
+"""Input channels of Stable Diffusion's inpainting UNet: 4 of z_t, 1 mask, 4 of a masked image."""
+
 OTHER_INPUTS = {
-    9: "an inpainting UNet, which takes a mask and a masked image as well",
     8: "an InstructPix2Pix UNet, which takes a second image as well",
     5: "a depth-conditioned UNet",
 }
@@ -36,6 +38,11 @@ def what_else(shapes: Shapes) -> str | None:
     """
     found = _of_another_kind(shapes) or _of_another_architecture(shapes)
     return None if found is None else f"got {found}, {WANTED}"
+
+
+def is_inpainting(shapes: Shapes) -> bool:
+    """Whether the UNet of a file with tensors of these shapes takes a mask and a masked image."""
+    return _dimension(shapes, UNET_IN, 1) == INPAINTING_INPUTS
 
 
 def pickle_message(paths: Sequence[Path], target: str) -> str:

@@ -1,4 +1,4 @@
-"""The command line: `nti demo | invert | generate | reconstruct | edit | sweep | align |
+"""The command line: `nti demo | invert | generate | reconstruct | edit | sweep | inpaint | align |
 attention | inspect | convert | methods`, one file a command.
 
 Nothing heavy is imported before a command runs, so `nti --help` answers at once.
@@ -22,6 +22,7 @@ from nti.cli import (
     demo,
     edit,
     generate,
+    inpaint,
     inspect,
     invert,
     methods,
@@ -34,7 +35,8 @@ from nti.cli.terminal import Terminal, Terminated
 __all__ = ["main"]
 
 COMMANDS = (
-    demo, invert, generate, reconstruct, edit, sweep, align, attention, inspect, convert, methods,
+    demo, invert, generate, reconstruct, edit, sweep, inpaint, align, attention, inspect, convert,
+    methods,
 )  # fmt: skip
 """Each has `add`, which declares its options and says what runs it."""
 

@@ -3,6 +3,7 @@ and back to the original's.
 """
 
 from nti.image.array import ImageArray
+from nti.image.mask import MaskLike, load_mask
 from nti.image.opening import FORMATS, MOST_PIXELS, ImageFile, open_image
 from nti.image.placement import FITS, Placement, fit_image, match_original, paste_back
 from nti.image.tensor import ImageLike, load_image, to_pil
@@ -14,9 +15,11 @@ __all__ = [
     "ImageArray",
     "ImageFile",
     "ImageLike",
+    "MaskLike",
     "Placement",
     "fit_image",
     "load_image",
+    "load_mask",
     "match_original",
     "open_image",
     "paste_back",

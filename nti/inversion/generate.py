@@ -43,12 +43,13 @@ def generate(
         An inversion of method `generated`, its tensors on the CPU; `nti.reconstruct` decodes it.
 
     Raises:
-        ValueError: a number that cannot be.
+        ValueError: a number that cannot be, or a model for inpainting.
         NotFiniteError: latents that overflow.
         Stopped: by the callback.
 
     """
     config = model.config
+    model.check_takes_latents_alone("generate")
     prompt, negative_prompt = a_text("prompt", prompt), a_text("negative_prompt", negative_prompt)
     seed = a_whole_number("seed", seed, 0, 2**63 - 1)
     steps = a_whole_number("steps", steps, 1)

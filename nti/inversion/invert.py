@@ -135,6 +135,7 @@ def invert_batch(
         )
     if not images:
         raise ValueError("invert_batch: got no image, expected one at least")
+    model.check_takes_latents_alone("invert")
     settings = settings or InversionSettings()
     sources, errors = read_sources(model, images, prompts, size, fit)
     results: list[Inversion | None] = [None] * len(images)

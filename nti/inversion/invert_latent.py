@@ -58,12 +58,14 @@ def invert_latent(
         What is found. The rows of images whose latents overflow are not finite.
 
     Raises:
-        ValueError: latents that are not finite or not as many as the prompts.
+        ValueError: latents that are not finite or not as many as the prompts, or a model for
+        inpainting.
         NotFiniteError: latents that overflow, of all images.
         Stopped: by the callback.
 
     """
     settings = settings or InversionSettings()
+    model.check_takes_latents_alone("invert")
     if latent.ndim != 4 or len(latent) != len(prompts):
         raise ValueError(
             f"latent: got {tuple(latent.shape)} for {len(prompts)} prompts, expected"

@@ -63,6 +63,7 @@ def from_published(
         Stopped: by the callback.
 
     """
+    model.check_takes_latents_alone("sample from z_T")
     uncond = _stacked(uncond_embeddings)
     tokens, width = model.config.text.context_length, model.config.text.width
     channels = model.config.unet.latent_channels

@@ -68,6 +68,7 @@ def check_model(model: StableDiffusion, inversion: Inversion) -> None:
     Warns where only the autoencoder is another one. An inversion that does not say what weights it
     was made with is known by its model's name alone.
     """
+    model.check_takes_latents_alone("edit or reconstruct")
     width = model.config.text.width
     if inversion.model_name != model.config.name or inversion.uncond.shape[-1] != width:
         raise ValueError(

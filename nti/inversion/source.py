@@ -12,7 +12,7 @@ from nti.image import ImageLike, Placement, fit_image, load_image, open_image
 from nti.inversion.provenance import image_digest
 from nti.model import StableDiffusion
 
-__all__ = ["Size", "Source", "read_sources", "stacked", "width_and_height"]
+__all__ = ["Size", "Source", "fitted_image", "read_sources", "stacked", "width_and_height"]
 
 Size = int | tuple[int, int] | Literal["native"]
 """The side of a square, (width, height), or the image's own size, each side rounded to the model's
@@ -42,7 +42,7 @@ def read_sources(
     errors: dict[int, Exception] = {}
     for number, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
         try:
-            pixels, placement = _fitted(model, image, size, fit)
+            pixels, placement = fitted_image(model, image, size, fit)
             words = a_text("prompt", prompt)
             sources[number] = Source(words, pixels, placement, image_digest(image))
         except (ValueError, OSError) as error:
@@ -79,10 +79,24 @@ def width_and_height(size: object, also: str = "") -> tuple[int, int]:
     return width, height
 
 
-def _fitted(
+def fitted_image(
     model: StableDiffusion, image: ImageLike, size: Size | None, fit: str
 ) -> tuple[Tensor, Placement | None]:
-    """Return the image at a size that the model takes, and where in the original it lies."""
+    """Return the image at a size that the model takes, and where in the original it lies.
+
+    Args:
+        model: the model.
+        image: see `nti.invert`.
+        size: see there.
+        fit: see there.
+
+    Returns:
+        (1, 3, H, W) in [-1, 1], and None as the placement of a tensor.
+
+    Raises:
+        ValueError: an image that cannot be read, or a size that the model does not take.
+
+    """
     config = model.config
     if isinstance(image, Tensor):
         if size is not None:

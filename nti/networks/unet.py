@@ -264,9 +264,7 @@ class UNet(nn.Module):
         self.backend, self.recompute = backend, recompute
         widths, levels = config.level_channels, range(len(config.level_channels))
         self.time_embedding = TimeEmbedding(config.channels, backend)
-        self.conv_in = Conv2d(
-            config.latent_channels, config.channels, 3, padding=1, backend=backend
-        )
+        self.conv_in = Conv2d(config.input_channels, config.channels, 3, padding=1, backend=backend)
         skips = [config.channels]
         self.down = nn.ModuleList(DownLevel(config, level, skips, backend) for level in levels)
         self.middle = Middle(config, backend)
@@ -297,7 +295,8 @@ class UNet(nn.Module):
         """Predict the noise, or v where `schedule` says so (see `nti.sampling.step.noise`).
 
         Args:
-            latent: z_t (B, 4, h, w), in the weights' dtype.
+            latent: z_t (B, 4, h, w), in the weights' dtype, followed along the channels by what
+                `config.additional_channels` stands for: (B, 4 + additional, h, w).
             timestep: t (B,), 0..999.
             context: the prompt's token states C (B, 77, context_dim), in the weights' dtype.
             control: Prompt-to-Prompt's or MasaCtrl's control of this step, or None.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nti.arguments import a_number
 from nti.config import ScheduleConfig
 
 __all__ = [
@@ -101,6 +102,20 @@ class Schedule:
     def steps(self) -> int:
         """The number of steps T."""
         return len(self.timesteps)
+
+    def first_step(self, strength: float) -> int:
+        """Return the step at which sampling from a noised image starts (SDEdit, Meng et al. 2021,
+        arXiv 2108.01073): int(steps * strength) steps are left, as in the published pipelines.
+
+        Raises ValueError for a share of the steps that is none, or that leaves no step.
+        """
+        count = int(self.steps * a_number("strength", strength, 0, 1))
+        if count < 1:
+            raise ValueError(
+                f"strength: got {strength} of {self.steps} steps, which is less than a step,"
+                f" expected {1 / self.steps:g} to 1"
+            )
+        return self.steps - count
 
     def timestep(self, index: int, like: Tensor) -> Tensor:
         """Return timestep `index` as a 0-d int64 tensor on a tensor's device.

@@ -33,8 +33,8 @@ __all__ = [
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
 Noise = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""eps_theta: latents (B, 4, h, w), timesteps (B,) or one for all, contexts (B, 77, C) -> noise
-(B, 4, h, w) in the latents' dtype."""
+"""eps_theta: latents (B, 4, h, w), with additional channels after them where the network takes
+such; timesteps (B,) or one for all; contexts (B, 77, C) -> noise (B, 4, h, w) in their dtype."""
 
 
 def noise(unet: UNet, latent: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
@@ -42,7 +42,8 @@ def noise(unet: UNet, latent: Tensor, timestep: Tensor, context: Tensor) -> Tens
 
     Args:
         unet: the network, which may compute in half precision.
-        latent: z_t (B, 4, h, w), float32 or float64.
+        latent: z_t (B, 4, h, w), float32 or float64; after it, along the channels, what the
+            network takes besides (`UNetConfig.additional_channels`).
         timestep: t, int64, one for all or (B,).
         context: token states (B, 77, C).
 
@@ -76,7 +77,8 @@ def controlled_noise(
     process = unet.schedule
     if process is None or process.prediction == "epsilon":
         return predicted, maps
-    return noise_of_velocity(predicted, latent, t, process), maps
+    z_t = latent[:, : predicted.shape[1]]
+    return noise_of_velocity(predicted, z_t, t, process), maps
 
 
 def guided_noise(eps_uncond: Tensor, eps_cond: Tensor, guidance_scale: float | Tensor) -> Tensor:

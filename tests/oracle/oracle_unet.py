@@ -19,6 +19,7 @@ def theirs_unet(config: ModelConfig) -> UNet2DConditionModel:
     levels = range(len(unet.channel_multipliers))
     attends = [level in unet.attention_levels for level in levels]
     return UNet2DConditionModel(
+        in_channels=unet.input_channels,
         block_out_channels=unet.level_channels,
         layers_per_block=unet.res_blocks,
         down_block_types=["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends],

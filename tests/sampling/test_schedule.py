@@ -54,3 +54,18 @@ def test_the_step_is_ddim_written_out() -> None:
     predicted = (latent - (1 - a).sqrt() * eps) / a.sqrt()
     expected = b.sqrt() * predicted + (1 - b).sqrt() * eps
     assert_close(ddim_step(latent, eps, schedule.coefficients(7)), expected)
+
+
+@pytest.mark.parametrize(
+    ("steps", "strength", "first"), [(50, 1, 0), (50, 0.8, 10), (50, 0.02, 49), (3, 0.5, 2)]
+)
+def test_a_strength_is_the_share_of_the_steps_that_are_left(
+    steps: int, strength: float, first: int
+) -> None:
+    assert Schedule.create(SD_V1.schedule, steps).first_step(strength) == first
+
+
+@pytest.mark.parametrize("strength", [0, 0.019, 1.01, -1, None, True, float("nan"), "1"])
+def test_a_strength_that_leaves_no_step_or_is_none_is_an_error(strength: object) -> None:
+    with pytest.raises(ValueError, match="strength: got"):
+        Schedule.create(SD_V1.schedule, 50).first_step(strength)

@@ -1,0 +1,64 @@
+"""Masks of images: read, and brought to where the image lies."""
+
+import torch
+from torch import Tensor
+
+from nti.image.opening import ImageFile, open_image
+from nti.image.placement import Placement, fit_image
+
+__all__ = ["MaskLike", "load_mask"]
+
+MaskLike = ImageFile | Tensor
+
+
+def load_mask(mask: MaskLike, size: tuple[int, int], placement: Placement | None) -> Tensor:
+    """Return a mask at the size of its image: (1, 1, H, W) bool, True where it is white.
+
+    What is at least half white is white, as in the published inpainting pipelines.
+
+    Args:
+        mask: a path, a PIL image or an array of the upright original's size, see `open_image`
+            (what is transparent is white); or a tensor (H, W), (1, H, W) or (1, 1, H, W), bool or
+            floating point in [0, 1], of the size of the image as the model gets it.
+        size: (width, height) of the image as the model gets it.
+        placement: where that lies in its original; None for an image that was a tensor.
+
+    Raises:
+        ValueError: a mask that cannot be read or is of another size than its image, or a tensor of
+        another type or range.
+
+    """
+    if isinstance(mask, Tensor):
+        return _checked(mask, size)
+    picture = open_image(mask)
+    expected = size if placement is None else placement.original
+    if picture.size != expected:
+        raise ValueError(
+            f"mask: got {picture.width}x{picture.height} pixels, expected"
+            f" {expected[0]}x{expected[1]}, as its image has: draw it on the image itself"
+        )
+    if placement is None:
+        placement = Placement.create(size, size, "stretch")
+    return fit_image(picture, placement).mean(dim=1, keepdim=True) >= 0
+
+
+def _checked(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return a tensor as (1, 1, H, W) bool."""
+    width, height = size
+    kind = mask.dtype == torch.bool or mask.is_floating_point()
+    shaped = mask.ndim in (2, 3, 4) and mask.shape[-2:] == (height, width)
+    if not kind or not shaped or mask.numel() != width * height:
+        raise ValueError(
+            f"mask: got a tensor {tuple(mask.shape)} of {mask.dtype}, expected (H, W), (1, H, W) or"
+            f" (1, 1, H, W) of bool or floating point in [0, 1], as high and wide as its image:"
+            f" {height} x {width}"
+        )
+    values = mask.reshape(1, 1, height, width)
+    if mask.dtype == torch.bool:
+        return values
+    if not bool(((values >= 0) & (values <= 1)).all()):
+        raise ValueError(
+            f"mask: got values from {values.min().item():g} to {values.max().item():g}, expected"
+            " [0, 1]: divide 8-bit values by 255"
+        )
+    return values >= 0.5

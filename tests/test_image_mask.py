@@ -1,0 +1,73 @@
+"""Masks go where their images go."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nti.image import Placement, fit_image, load_mask
+
+WHITE = Image.new("L", (8, 6), 0)
+WHITE.paste(255, (2, 1, 5, 4))
+EXPECTED = torch.zeros(1, 1, 6, 8, dtype=torch.bool)
+EXPECTED[..., 1:4, 2:5] = True
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        WHITE, WHITE.convert("RGB"), WHITE.convert("1"), np.asarray(WHITE),
+        EXPECTED, EXPECTED[0], EXPECTED[0, 0], EXPECTED.float(), EXPECTED.half() * 0.5,
+    ],
+    ids=["L", "RGB", "1", "array", "bool", "bool-3", "bool-2", "float", "half"],
+)  # fmt: skip
+def test_any_kind_of_mask_is_read(mask: object) -> None:
+    found = load_mask(mask, (8, 6), None)
+    assert found.dtype == torch.bool and torch.equal(found, EXPECTED)
+
+
+def test_a_file_is_read(tmp_path: Path) -> None:
+    WHITE.save(tmp_path / "mask.png")
+    assert torch.equal(load_mask(tmp_path / "mask.png", (8, 6), None), EXPECTED)
+
+
+def test_half_white_is_white() -> None:
+    for value, white in ((127, False), (128, True)):
+        assert load_mask(Image.new("L", (4, 4), value), (4, 4), None).all() == white
+    for value, white in ((0.499, False), (0.5, True)):
+        assert load_mask(torch.full((4, 4), value), (4, 4), None).all() == white
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_a_mask_goes_where_its_image_goes(fit: str) -> None:
+    picture = Image.new("RGB", (100, 60), "black")
+    picture.paste("white", (40, 10, 70, 50))
+    placement = Placement.create(picture.size, (64, 32), fit)
+    expected = fit_image(picture, placement)[:, :1] >= 0
+    found = load_mask(picture.convert("L"), (64, 32), placement)
+    assert found.any() and not found.all() and torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("mask", "placement", "message"),
+    [
+        (WHITE.resize((6, 8)), None, "mask: got 6x8 pixels, expected 8x6, as its image has"),
+        (WHITE, Placement.create((80, 60), (8, 6), "crop"), "got 8x6 pixels, expected 80x60"),
+        (EXPECTED.int(), None, "of torch.int32, expected"),
+        (EXPECTED.expand(2, -1, -1, -1), None, r"got a tensor \(2, 1, 6, 8\)"),
+        (EXPECTED.mT, None, r"got a tensor \(1, 1, 8, 6\) .* 6 x 8"),
+        (EXPECTED.float() * 255, None, r"from 0 to 255, expected \[0, 1\]: divide"),
+        (EXPECTED.float() * torch.nan, None, "from nan to nan"),
+        ("none.png", None, "none.png: no such file"),
+        (3, None, "image: got 3"),
+    ],
+    ids=["size", "original", "integers", "two", "turned", "bytes", "nan", "file", "number"],
+)
+def test_what_is_no_mask_of_the_image_is_an_error(
+    mask: object, placement: Placement | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        load_mask(mask, (8, 6), placement)
+    assert "\n" not in str(error.value)
