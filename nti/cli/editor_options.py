@@ -25,6 +25,11 @@ SETS = {
     "--seed": ("seed", "seed"),
     "--mask": ("mask", "mask"),
     "--mix": ("mix", "mix"),
+    "--eta": ("eta", "eta"),
+    "--embedding-steps": ("embedding_steps", "embedding_steps"),
+    "--model-steps": ("model_steps", "model_steps"),
+    "--iterations": ("iterations", "iterations"),
+    "--rare": ("rare", "rare"),
     "--proximal": ("proximal", "proximal"),
     "--proximal-quantile": ("proximal_quantile", "proximal"),
     "--pull-below": ("pull_below", "proximal"),
@@ -33,7 +38,10 @@ SETS = {
 }
 """Each option's place, and the setting of an editor that it is for."""
 
-AS_GIVEN = ("--strength", "--seed", "--mask", "--mix", "--guidance", "--negative-prompt")
+AS_GIVEN = (
+    "--strength", "--seed", "--mask", "--mix", "--eta", "--embedding-steps", "--model-steps",
+    "--iterations", "--rare", "--guidance", "--negative-prompt",
+)  # fmt: skip
 """Those whose value is the setting."""
 
 
@@ -56,6 +64,23 @@ def add_editor_options(command: argparse.ArgumentParser) -> None:
         "--mix", type=float, metavar="F",
         help="how much of the prompt is the edited one, where the inversion learned its own",
     )  # fmt: skip
+    command.add_argument(
+        "--eta", type=float, metavar="F",
+        help="imagic: how much of the embedding is the prompt's, the rest the image's own (0.9)",
+    )  # fmt: skip
+    command.add_argument(
+        "--embedding-steps", type=int, metavar="N",
+        help="imagic: iterations that the embedding learns (500)",
+    )  # fmt: skip
+    command.add_argument(
+        "--model-steps", type=int, metavar="N",
+        help="imagic: iterations that the copy of the UNet learns (1000)",
+    )  # fmt: skip
+    command.add_argument(
+        "--iterations", type=int, metavar="N",
+        help="unitune: iterations that the copy of the UNet learns (100)",
+    )  # fmt: skip
+    command.add_argument("--rare", metavar="WORDS", help="unitune: words that stand for the image")
     command.add_argument(
         "--proximal", metavar="l0|l1", help="guide only where the prompt makes a difference"
     )

@@ -92,7 +92,7 @@ def diffedit(
         mix=mix, proximal=proximal,
     )  # fmt: skip
     rows.check_trajectory("DiffEdit")
-    start = rows.first_step(strength)
+    start = rows.schedule.first_step(strength)
     count = a_whole_number("noises", noises, 1, 1000)
     threshold = a_number("mask_threshold", mask_threshold, 0, 1)
     rule = a_choice("mask_rule", mask_rule, RULES)
@@ -135,7 +135,7 @@ def _differences(rows: EditRows, noises: Tensor, callback: Callback | None) -> T
 
 def _middle(rows: EditRows) -> int:
     """Return the step at which the prompts are compared; of a single step, that one."""
-    return min(rows.first_step(NOISE_SHARE), rows.schedule.steps - 1)
+    return min(rows.schedule.first_step(NOISE_SHARE), rows.schedule.steps - 1)
 
 
 def _check_prompts(rows: EditRows, prompts: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange, reduce, repeat
+from einops import reduce, repeat
 from PIL import Image
 from torch import Tensor
 
@@ -13,19 +13,11 @@ from nti.editing.alignment import has_word, token_positions, words_of
 from nti.editing.attention_maps import average_attention
 from nti.editing.local_blend import blend_mask
 from nti.errors import Callback
-from nti.image import ImageArray, ImageFile, ImageLike, open_image
+from nti.image import MaskLike, load_mask
 from nti.inversion.inversion import Inversion
 from nti.model import StableDiffusion
 
-__all__ = ["EditMask", "MaskLike", "is_word"]
-
-MaskLike = ImageLike
-"""A picture of a mask, white where to edit, as a file, an image or an array; a tensor (H, W) of
-bool or of numbers in [0, 1]; or a word of the source's prompt, where there is no file of its name.
-What is half or more counts as white, and so does what is transparent."""
-
-WHITE = 128
-"""Of 255: the darkest grey that counts as white."""
+__all__ = ["EditMask", "is_word"]
 
 
 def is_word(mask: MaskLike) -> bool:
@@ -58,7 +50,8 @@ class EditMask:
         Args:
             model: the model that the inversion was made with.
             inversion: of the picture.
-            mask: see `MaskLike`.
+            mask: white where to edit, see `nti.image.load_mask`; or a word of the source's prompt,
+                where there is no file of its name.
             threshold: share of its maximum above which a word's attention counts.
             callback: hears of the T steps that a word takes.
 
@@ -73,8 +66,8 @@ class EditMask:
             pixels = repeat(latent, "h w -> (h y) (w x)", y=side, x=side)
             advice = "choose another word, or another mask_threshold"
         else:
-            pixels = _of_tensor(mask) if isinstance(mask, Tensor) else _of_picture(mask)
-            _check_size(pixels, inversion, side)
+            height, width = (side * n for n in inversion.latents.shape[-2:])
+            pixels = load_mask(mask, (width, height), inversion.placement)[0, 0].cpu()
             latent = reduce(pixels, "(h y) (w x) -> h w", "max", y=side, x=side)
             advice = "make it white where the picture is to change"
         if not pixels.any():
@@ -118,40 +111,3 @@ def _of_word(
     found = maps[..., list(token_positions(prompt, word))].sum(dim=-1)
     height, width = inversion.latents.shape[-2:]
     return blend_mask(found, (height, width), pool=True, threshold=threshold)[0]
-
-
-def _of_picture(mask: ImageFile) -> Tensor:
-    """(H, W) bool of a file, an image or an array."""
-    if isinstance(mask, ImageArray) and str(mask.dtype) == "bool" and len(mask.shape) == 2:
-        return torch.frombuffer(bytearray(mask.tobytes()), dtype=torch.bool).view(mask.shape)
-    try:
-        grey = open_image(mask).convert("L")
-    except ValueError as error:
-        raise ValueError(f"mask: {str(error).removeprefix('image: ')}") from error
-    levels = torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8)
-    return rearrange(levels, "(h w) -> h w", w=grey.width) >= WHITE
-
-
-def _of_tensor(mask: Tensor) -> Tensor:
-    """(H, W) bool of a tensor of bool, or of numbers in [0, 1]."""
-    if mask.ndim != 2 or mask.is_complex():
-        raise ValueError(
-            f"mask: got a tensor {tuple(mask.shape)} of {mask.dtype}, expected (H, W) of bool, or"
-            " of numbers in [0, 1]"
-        )
-    values = mask.detach().cpu()
-    if not ((values >= 0) & (values <= 1)).all():
-        raise ValueError(
-            f"mask: got values from {values.min():g} to {values.max():g}, expected [0, 1]: scale"
-            " them, or give mask > 0"
-        )
-    return values >= 0.5
-
-
-def _check_size(pixels: Tensor, inversion: Inversion, side: int) -> None:
-    height, width = (side * n for n in inversion.latents.shape[-2:])
-    if pixels.shape != (height, width):
-        raise ValueError(
-            f"mask: got {pixels.shape[1]}x{pixels.shape[0]}, expected {width}x{height}, the size"
-            " at which the image was inverted: crop and scale the mask as the image was"
-        )

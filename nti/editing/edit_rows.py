@@ -142,11 +142,6 @@ class EditRows:
         schedule = self.model.schedule(self.inversion.steps)
         return replace(self, schedule=schedule, offsets=None, share_offsets=False)
 
-    def first_step(self, strength: float) -> int:
-        """Return T - int(T strength), the step from which so large a share of the steps is left."""
-        steps = self.schedule.steps
-        return steps - int(steps * a_number("strength", strength, 0, 1, ", a share of the steps"))
-
     def check_trajectory(self, editor: str) -> None:
         """Raise ValueError for an inversion without latents between z_T and z_0."""
         if not self.inversion.row.sampled:

@@ -80,6 +80,25 @@ _ROWS = (
         home="nti.editing.masactrl:masactrl",
         takes=("steps_from", "layers_from", "proximal", *GUIDANCE),
     ),
+    Editor(
+        "imagic", "2210.09276",
+        "a copy of the UNet learns the image; the edit lies between its embedding and the prompt's",
+        home="nti.editing.imagic:imagic",
+        takes=(
+            "eta", "embedding_steps", "embedding_learning_rate", "model_steps",
+            "model_learning_rate", "seed", "guidance_scale",
+        ),
+        trajectory=False,
+    ),
+    Editor(
+        "unitune", "2210.09477",
+        "a copy of the UNet learns the image by a rare word, which then stands before the prompt",
+        home="nti.editing.unitune:unitune",
+        takes=(
+            "rare", "iterations", "learning_rate", "batch", "strength", "seed", "guidance_scale",
+        ),
+        trajectory=False,
+    ),
 )  # fmt: skip
 
 EDITORS: dict[str, Editor] = {row.name: row for row in _ROWS}

@@ -128,7 +128,7 @@ def inpaint_latents(
     if not prompts:
         raise ValueError("prompts: got none, expected one description or more")
     schedule = model.schedule(a_whole_number("steps", steps, 1))
-    start = schedule.first_step(strength)
+    start = schedule.first_step(strength, fewest=1)
     own = model.config.guidance_scale
     w = a_number("guidance_scale", own if guidance_scale is None else guidance_scale)
     generator = torch.Generator().manual_seed(a_whole_number("seed", seed, 0, 2**63 - 1))

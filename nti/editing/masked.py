@@ -10,12 +10,12 @@ from PIL import Image
 from torch import Tensor
 
 from nti.arguments import a_callable, a_number, a_whole_number
-from nti.editing.edit_mask import EditMask, MaskLike, is_word
+from nti.editing.edit_mask import EditMask, is_word
 from nti.editing.edit_rows import EditRows
 from nti.editing.local_blend import THRESHOLD
 from nti.editing.result import EditedLatents, EditResult, decoded
 from nti.errors import Callback, part_of
-from nti.image import ImageFile, fit_image, match_original, to_pil
+from nti.image import ImageFile, MaskLike, fit_image, match_original, to_pil
 from nti.inversion.inversion import Inversion
 from nti.inversion.noised import independently_noised
 from nti.model import StableDiffusion
@@ -51,9 +51,10 @@ def masked(
         model: the model that the inversion was made with.
         inversion: of the source image.
         prompts: E edited prompts, or one.
-        mask: where to edit, at the size at which the image was inverted (see `MaskLike`); or a
-            word of the source's prompt, for where it attends on average over the steps, by local
-            blend's rule. A position of the latent is edited where any of its pixels is.
+        mask: white where to edit, of the photograph's size or of that at which it was inverted (see
+            `nti.image.load_mask`); or a word of the source's prompt, for where it attends on
+            average over the steps, by local blend's rule. A position of the latent is edited where
+            any of its pixels is.
         strength: the share of the steps that are taken, 0 to 1: sampling starts at step
             T - int(T strength). The published script has 0.75.
         seed: of all noises, which are drawn on the CPU.
@@ -80,7 +81,7 @@ def masked(
         model, inversion, prompts, guidance_scale=guidance_scale, negative_prompt=negative_prompt,
         mix=mix,
     ).off_trajectory()  # fmt: skip
-    steps, start = rows.schedule.steps, rows.first_step(strength)
+    steps, start = rows.schedule.steps, rows.schedule.first_step(strength)
     generator = torch.Generator().manual_seed(a_whole_number("seed", seed, 0, 2**63 - 1))
     threshold = a_number("mask_threshold", mask_threshold, 0, 1, ", a share of the maximum")
     a_callable("callback", callback)

@@ -63,7 +63,7 @@ def sdedit(
         model, inversion, prompts, guidance_scale=guidance_scale, negative_prompt=negative_prompt,
         mix=mix,
     ).off_trajectory()  # fmt: skip
-    start = rows.first_step(strength)
+    start = rows.schedule.first_step(strength)
     generator = torch.Generator().manual_seed(a_whole_number("seed", seed, 0, 2**63 - 1))
     a_callable("callback", callback)
     z_0 = rows.encoded

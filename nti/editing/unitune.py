@@ -147,7 +147,7 @@ class UniTune:
         """Sample as `edit` does, which decodes this; arguments and errors are the same."""
         prompts = _some(prompts)
         model, schedule = self.model, self.model.schedule(self.steps)
-        start = schedule.first_step(strength)
+        start = schedule.first_step(strength, fewest=1)
         own = self.guidance_scale if guidance_scale is None else guidance_scale
         w = self.latent.new_full((), a_number("guidance_scale", own))
         generator = torch.Generator().manual_seed(a_whole_number("seed", seed, 0, LARGEST_SEED))
@@ -208,7 +208,7 @@ def unitune(
         a_number("guidance_scale", guidance_scale)
     a_callable("callback", callback)
     iterations = a_whole_number("iterations", iterations, 0)
-    start = model.schedule(inversion.steps).first_step(strength)
+    start = model.schedule(inversion.steps).first_step(strength, fewest=1)
     total = iterations + inversion.steps - start
     fitted = UniTune.fit(
         model, inversion, rare=rare, iterations=iterations, learning_rate=learning_rate,

@@ -17,9 +17,10 @@ def load_mask(mask: MaskLike, size: tuple[int, int], placement: Placement | None
     What is at least half white is white, as in the published inpainting pipelines.
 
     Args:
-        mask: a path, a PIL image or an array of the upright original's size, see `open_image`
-            (what is transparent is white); or a tensor (H, W), (1, H, W) or (1, 1, H, W), bool or
-            floating point in [0, 1], of the size of the image as the model gets it.
+        mask: a path, a PIL image or an array, see `open_image` (what is transparent is white), of
+            the upright original's size, or of the size of the image as the model gets it; or a
+            tensor (H, W), (1, H, W) or (1, 1, H, W), bool or floating point in [0, 1], of the
+            latter size.
         size: (width, height) of the image as the model gets it.
         placement: where that lies in its original; None for an image that was a tensor.
 
@@ -30,14 +31,18 @@ def load_mask(mask: MaskLike, size: tuple[int, int], placement: Placement | None
     """
     if isinstance(mask, Tensor):
         return _checked(mask, size)
-    picture = open_image(mask)
-    expected = size if placement is None else placement.original
-    if picture.size != expected:
+    try:
+        picture = open_image(mask)
+    except ValueError as error:
+        raise ValueError(f"mask: {str(error).removeprefix('image: ')}") from error
+    sizes = [size] if placement is None else [placement.original, size]
+    if picture.size not in sizes:
         raise ValueError(
             f"mask: got {picture.width}x{picture.height} pixels, expected"
-            f" {expected[0]}x{expected[1]}, as its image has: draw it on the image itself"
+            f" {' or '.join(f'{w}x{h}' for w, h in dict.fromkeys(sizes))}, as its image has: draw"
+            " it on the image itself"
         )
-    if placement is None:
+    if placement is None or picture.size != placement.original:
         placement = Placement.create(size, size, "stretch")
     return fit_image(picture, placement).mean(dim=1, keepdim=True) >= 0
 

@@ -103,14 +103,14 @@ class Schedule:
         """The number of steps T."""
         return len(self.timesteps)
 
-    def first_step(self, strength: float) -> int:
+    def first_step(self, strength: float, *, fewest: int = 0) -> int:
         """Return the step at which sampling from a noised image starts (SDEdit, Meng et al. 2021,
         arXiv 2108.01073): int(steps * strength) steps are left, as in the published pipelines.
 
-        Raises ValueError for a share of the steps that is none, or that leaves no step.
+        Raises ValueError for a share of the steps that is none, or that leaves too few.
         """
-        count = int(self.steps * a_number("strength", strength, 0, 1))
-        if count < 1:
+        count = int(self.steps * a_number("strength", strength, 0, 1, ", a share of the steps"))
+        if count < fewest:
             raise ValueError(
                 f"strength: got {strength} of {self.steps} steps, which is less than a step,"
                 f" expected {1 / self.steps:g} to 1"

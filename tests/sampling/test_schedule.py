@@ -66,6 +66,6 @@ def test_a_strength_is_the_share_of_the_steps_that_are_left(
 
 
 @pytest.mark.parametrize("strength", [0, 0.019, 1.01, -1, None, True, float("nan"), "1"])
-def test_a_strength_that_leaves_no_step_or_is_none_is_an_error(strength: object) -> None:
+def test_a_strength_that_leaves_too_few_steps_or_is_none_is_an_error(strength: object) -> None:
     with pytest.raises(ValueError, match="strength: got"):
-        Schedule.create(SD_V1.schedule, 50).first_step(strength)
+        Schedule.create(SD_V1.schedule, 50).first_step(strength, fewest=1)
