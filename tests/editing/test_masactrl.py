@@ -56,10 +56,10 @@ def test_no_layer_is_plain_sampling_and_every_layer_is_not(
     assert model.unet.self_attentions == 7
     expected = plain(model, inversion, TIGER)
     assert_close(masactrl(model, inversion, TIGER, layers_from=7).latents, expected)
-    found = [masactrl(model, inversion, TIGER, layers_from=n).latents for n in (0, 4, 5)]
+    found = [masactrl(model, inversion, TIGER, layers_from=n).latents for n in (0, 4, 5, 6)]
     assert torch.equal(masactrl(model, inversion, TIGER).latents, found[1]), "10 of 16, 4 of 7"
     for latents in found:
-        assert relative_error(latents, expected) > 1e-3
+        assert relative_error(latents, expected) > 1e-5
     assert relative_error(found[1], found[2]) > 1e-4
 
 
