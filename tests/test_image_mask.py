@@ -20,8 +20,12 @@ EXPECTED[..., 1:4, 2:5] = True
     [
         WHITE, WHITE.convert("RGB"), WHITE.convert("1"), np.asarray(WHITE),
         EXPECTED, EXPECTED[0], EXPECTED[0, 0], EXPECTED.float(), EXPECTED.half() * 0.5,
+        EXPECTED.int(), EXPECTED[0, 0].numpy(),
     ],
-    ids=["L", "RGB", "1", "array", "bool", "bool-3", "bool-2", "float", "half"],
+    ids=[
+        "L", "RGB", "1", "array", "bool", "bool-3", "bool-2", "float", "half", "integers",
+        "bool-array",
+    ],
 )  # fmt: skip
 def test_any_kind_of_mask_is_read(mask: object) -> None:
     found = load_mask(mask, (8, 6), None)
@@ -50,20 +54,28 @@ def test_a_mask_goes_where_its_image_goes(fit: str) -> None:
     assert found.any() and not found.all() and torch.equal(found, expected)
 
 
+def test_a_mask_may_have_the_size_that_the_model_gets() -> None:
+    placement = Placement.create((80, 60), (8, 6), "crop")
+    assert torch.equal(load_mask(WHITE, (8, 6), placement), EXPECTED)
+
+
 @pytest.mark.parametrize(
     ("mask", "placement", "message"),
     [
         (WHITE.resize((6, 8)), None, "mask: got 6x8 pixels, expected 8x6, as its image has"),
-        (WHITE, Placement.create((80, 60), (8, 6), "crop"), "got 8x6 pixels, expected 80x60"),
-        (EXPECTED.int(), None, "of torch.int32, expected"),
+        (
+            WHITE.resize((9, 6)),
+            Placement.create((80, 60), (8, 6), "crop"),
+            "got 9x6 pixels, expected 80x60 or 8x6",
+        ),
         (EXPECTED.expand(2, -1, -1, -1), None, r"got a tensor \(2, 1, 6, 8\)"),
         (EXPECTED.mT, None, r"got a tensor \(1, 1, 8, 6\) .* 6 x 8"),
-        (EXPECTED.float() * 255, None, r"from 0 to 255, expected \[0, 1\]: divide"),
+        (EXPECTED.float() * 255, None, r"from 0 to 255, expected \[0, 1\]: scale"),
         (EXPECTED.float() * torch.nan, None, "from nan to nan"),
         ("none.png", None, "none.png: no such file"),
-        (3, None, "image: got 3"),
+        (3, None, "mask: got 3"),
     ],
-    ids=["size", "original", "integers", "two", "turned", "bytes", "nan", "file", "number"],
+    ids=["size", "original", "two", "turned", "bytes", "nan", "file", "number"],
 )
 def test_what_is_no_mask_of_the_image_is_an_error(
     mask: object, placement: Placement | None, message: str

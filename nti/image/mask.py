@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from nti.image.opening import ImageFile, open_image
+from nti.image.opening import ImageArray, ImageFile, open_image
 from nti.image.placement import Placement, fit_image
 
 __all__ = ["MaskLike", "load_mask"]
@@ -19,8 +19,8 @@ def load_mask(mask: MaskLike, size: tuple[int, int], placement: Placement | None
     Args:
         mask: a path, a PIL image or an array, see `open_image` (what is transparent is white), of
             the upright original's size, or of the size of the image as the model gets it; or a
-            tensor (H, W), (1, H, W) or (1, 1, H, W), bool or floating point in [0, 1], of the
-            latter size.
+            tensor (H, W), (1, H, W) or (1, 1, H, W) of bool or of numbers in [0, 1], or an array of
+            bool, of the latter size.
         size: (width, height) of the image as the model gets it.
         placement: where that lies in its original; None for an image that was a tensor.
 
@@ -29,8 +29,10 @@ def load_mask(mask: MaskLike, size: tuple[int, int], placement: Placement | None
         another type or range.
 
     """
+    if isinstance(mask, ImageArray) and str(mask.dtype) == "bool":
+        mask = torch.frombuffer(bytearray(mask.tobytes()), dtype=torch.bool).view(mask.shape)
     if isinstance(mask, Tensor):
-        return _checked(mask, size)
+        return _checked(mask.detach().cpu(), size)
     try:
         picture = open_image(mask)
     except ValueError as error:
@@ -50,12 +52,11 @@ def load_mask(mask: MaskLike, size: tuple[int, int], placement: Placement | None
 def _checked(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """Return a tensor as (1, 1, H, W) bool."""
     width, height = size
-    kind = mask.dtype == torch.bool or mask.is_floating_point()
     shaped = mask.ndim in (2, 3, 4) and mask.shape[-2:] == (height, width)
-    if not kind or not shaped or mask.numel() != width * height:
+    if mask.is_complex() or not shaped or mask.numel() != width * height:
         raise ValueError(
             f"mask: got a tensor {tuple(mask.shape)} of {mask.dtype}, expected (H, W), (1, H, W) or"
-            f" (1, 1, H, W) of bool or floating point in [0, 1], as high and wide as its image:"
+            f" (1, 1, H, W) of bool or of numbers in [0, 1], as high and wide as its image:"
             f" {height} x {width}"
         )
     values = mask.reshape(1, 1, height, width)
@@ -64,6 +65,6 @@ def _checked(mask: Tensor, size: tuple[int, int]) -> Tensor:
     if not bool(((values >= 0) & (values <= 1)).all()):
         raise ValueError(
             f"mask: got values from {values.min().item():g} to {values.max().item():g}, expected"
-            " [0, 1]: divide 8-bit values by 255"
+            " [0, 1]: scale them, or give mask > 0"
         )
     return values >= 0.5

@@ -7,8 +7,9 @@ from PIL import Image
 
 from nti import Inversion, StableDiffusion, average_attention, invert
 from nti.editing.alignment import token_positions
-from nti.editing.edit_mask import EditMask, MaskLike
+from nti.editing.edit_mask import EditMask
 from nti.editing.local_blend import blend_mask
+from nti.image import MaskLike
 
 SQUARE = torch.zeros(64, 64, dtype=torch.bool)
 SQUARE[10:20, 30:33] = True
@@ -74,9 +75,9 @@ def test_paste_takes_each_pixel_from_one_of_the_pictures(
     [
         (torch.zeros(64, 64), "mask: got an empty one, expected a part of the picture: make it"),
         (torch.ones(64, 64), "mask: got one that covers everything, .* or edit with sdedit"),
-        (SIDE[:32], "mask: got 64x32, expected 64x64, the size at which the image was inverted"),
-        (picture(SIDE[:32]), "mask: got 64x32, expected 64x64"),
-        (SIDE[None], r"mask: got a tensor \(1, 64, 64\) of torch.bool, expected \(H, W\)"),
+        (SIDE[:32], r"mask: got a tensor \(32, 64\) of torch.bool, expected .*: 64 x 64"),
+        (picture(SIDE[:32]), "mask: got 64x32 pixels, expected 64x64"),
+        (SIDE[None, None, None], r"mask: got a tensor \(1, 1, 1, 64, 64\)"),
         (SIDE * 255, r"mask: got values from 0 to 255, expected \[0, 1\]"),
         (SIDE * torch.nan, "mask: got values from nan to nan"),
         (3, "mask: got 3, expected a path"),
