@@ -21,13 +21,13 @@ from nti.sampling.schedule import noised
 __all__ = ["UniTune", "unitune"]
 
 RARE = "beikkpic"
-"""The paper's."""
+"""A word that Stable Diffusion's training captions hardly hold."""
 
 ITERATIONS, RATE, BATCH = 100, 9e-5, 4
 """Of the public port to Stable Diffusion."""
 
 STRENGTH = 0.9
-"""In the middle of what the port found to work, 0.8 to 0.98."""
+"""Of the range that is reported to work best, 0.8 to 0.98."""
 
 LARGEST_SEED = 2**63 - 1
 

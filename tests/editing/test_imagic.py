@@ -10,6 +10,7 @@ import nti
 from fitting import error, loss_of, weights_of
 from nti import Imagic, Inversion, StableDiffusion, imagic
 from nti.demo import sample_image
+from nti.editing.fine_tune import all_timesteps, noise_loss
 from nti.inversion.noised import draw
 from nti.inversion.sampling import sample
 
@@ -61,6 +62,13 @@ def test_stage_2_lowers_the_loss_at_the_embedding_that_was_found(
     )
     assert after < before - 0.01
     assert fitted.model_losses.shape == (4,)
+    drawn = torch.Generator().manual_seed(0)
+    torch.randint(999, (8,), generator=drawn)
+    draw(drawn, 8, fitted.latent)
+    index = int(torch.randint(999, (), generator=drawn))
+    (eps,) = draw(drawn, 1, fitted.latent)
+    given = fitted.latent, fitted.optimized, all_timesteps(model), index, eps
+    assert torch.allclose(noise_loss(model.unet, *given), fitted.model_losses[0], rtol=1e-10)
     changed = weights_of(model)
     assert not any(torch.equal(changed[k], v) for k, v in weights_of(fitted.model).items())
 
