@@ -147,7 +147,8 @@ class EditRows:
         if not self.inversion.row.sampled:
             raise ValueError(
                 f"inversion: got one by {self.inversion.method}, which has no trajectory for"
-                f" {editor}: invert with another method, or edit with sdedit, masked or inpaint"
+                f" {editor}: invert with another method, or edit with sdedit, masked,"
+                " imagic or unitune"
             )
 
     def noise(self, i: int, edits: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,12 @@ TIGER = "a tiger sitting next to a mirror"
 PROMPT = "a cat sitting next to a mirror"
 MASK = torch.zeros(64, 64)
 MASK[:, 24:48] = 1
+SETTINGS: dict[str, dict[str, Any]] = {
+    "masked": {"mask": MASK},
+    "imagic": {"embedding_steps": 1, "model_steps": 1},
+    "unitune": {"iterations": 1, "batch": 1},
+}
+"""What an editor needs, or what keeps it short."""
 
 EACH = pytest.mark.parametrize("editor", EDITORS.values(), ids=EDITORS)
 
@@ -36,7 +42,7 @@ def test_every_editor_goes_with_every_method(
 ) -> None:
     inversion = invert(model, image, PROMPT, method=method, steps=2, inner_steps=1)
     for editor in EDITORS.values():
-        settings: dict[str, Any] = {"mask": MASK} if "mask" in editor.needs else {}
+        settings = SETTINGS.get(editor.name, {})
         if editor.trajectory and not METHODS[method].sampled:
             with pytest.raises(ValueError, match="which has no trajectory for .*: invert with"):
                 editor.function(model, inversion, TIGER, **settings)
