@@ -64,6 +64,11 @@ def test_a_saved_inversion(inversion: Inversion, tmp_path: Path) -> None:
     assert inversion.made is not None and inversion.made.image_sha256 is not None
     assert f"image: SHA-256 {inversion.made.image_sha256}" in text
     assert "noise_at target" in text and f"torch {torch.__version__}" in text
+    assert "offsets" not in text
+    kept = {"cond": inversion.uncond.clone(), "offsets": inversion.pivot[1:].clone()}
+    dataclasses.replace(inversion, **kept).save(tmp_path / "y.nti.safetensors")
+    text = describe_file(tmp_path / "y.nti.safetensors")
+    assert "prompt embeddings: (10, 77, 24)" in text and "offsets: (10, 4, 8, 8)" in text
 
 
 def test_a_saved_inversion_of_format_1_and_words_that_a_terminal_would_obey(

@@ -30,7 +30,16 @@ def to_published(inversion: Inversion) -> tuple[Tensor, Tensor]:
 
     Give them to diffusers' `NullTextPipeline` as `pipeline(prompt, list(embeddings), z_t,
     inversion.guidance_scale, inversion.steps)`.
+
+    Raises ValueError for an inversion by a method that keeps more than that.
     """
+    kept = inversion.cond is not None or inversion.offsets is not None or inversion.row.replayed
+    if kept or inversion.row.eta:
+        raise ValueError(
+            f"inversion: got one by {inversion.method}, whose source is not what z_T and null"
+            " embeddings sample, expected one by null-text, negative-prompt or ddim, say: other"
+            " programs have no place for the rest"
+        )
     return inversion.pivot[:1].clone(), inversion.uncond[:, None].clone()
 
 

@@ -151,11 +151,13 @@ def index(folder: Path) -> Reader:
 def _inversion() -> Inversion:
     g = torch.Generator().manual_seed(0)
     return Inversion(
-        "a cat", "null-text", 7.5, "smallest",
+        "a cat", "prompt-tuning", 7.5, "smallest",
         torch.randn(2, 3, 4, generator=g), torch.randn(3, 4, 2, 2, generator=g),
         torch.randn(3, 4, 2, 2, generator=g), torch.rand(2, 2, generator=g),
         Placement.create((20, 10), (16, 16), "crop"),
         weights=make_model(SMALLEST, torch.float32).fingerprint,
+        cond=torch.randn(1, 3, 4, generator=g).repeat(2, 1, 1),  # saved once
+        offsets=torch.randn(2, 4, 2, 2, generator=g),
     )  # fmt: skip
 
 

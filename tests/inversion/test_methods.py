@@ -401,6 +401,12 @@ def test_prompts_are_mixed(model: StableDiffusion, made: Made) -> None:
         nti.edit(model, made("ddim"), "a dog", mix=0.5)
 
 
+@pytest.mark.parametrize("name", ["prompt-tuning", "direct", "edit-friendly", "null-latent"])
+def test_what_other_programs_have_no_place_for_is_not_given_to_them(made: Made, name: str) -> None:
+    with pytest.raises(ValueError, match=f"inversion: got one by {name}, whose source is not"):
+        nti.to_published(made(name))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
