@@ -171,6 +171,7 @@ def _noise_at_all(task: Task) -> Followed:
         callback=task.callback,
     )
     every = found.expand(count, *found.shape)
+    # In the order of the iterations, whose timesteps were drawn.
     losses = losses.reshape(len(found), count, -1).transpose(0, 1)
     return _sampled(task, every, losses)
 

@@ -15,6 +15,9 @@ __all__ = ["InversionSettings"]
 SPECIAL: dict[str, float] = {"towards_null": 0.0, "pull_share": 1.0, "pull_every": 1}
 """Settings that some methods take, and what they are for all others."""
 
+PIVOT_ITERATIONS = 5
+"""About as many as the paper of fixed-point inversion takes (arXiv 2309.04907)."""
+
 MOST = 10_000
 """Of timesteps, and of iterations at one of them."""
 
@@ -44,7 +47,7 @@ class InversionSettings:
     pivot: str = "ddim"
     """Of methods that start from DDIM inversion: `ddim`; or `fixed-point` or `anderson`, which
     solve each inverse step (see `nti.inversion.fixed_point`)."""
-    pivot_iterations: int = 5
+    pivot_iterations: int = PIVOT_ITERATIONS
     """Of each such step."""
     seed: int = 0
     """Of the methods that draw noise."""
@@ -85,6 +88,16 @@ class InversionSettings:
                 " those of DDIM inversion"
             )
         check_noise_at(self.noise_at)
+        if self.pivot == "ddim" and self.pivot_iterations != PIVOT_ITERATIONS:
+            raise ValueError(
+                f"pivot_iterations: got {self.pivot_iterations} for the pivot ddim, which has none:"
+                " choose pivot='fixed-point' or 'anderson'"
+            )
+        if self.pivot != "ddim" and self.noise_at != "target":
+            raise ValueError(
+                f"noise_at: got {self.noise_at!r} for the pivot {self.pivot}, expected 'target': a"
+                " fixed point has the noise of where it arrives"
+            )
         for name in ("learning_rate", "threshold"):
             if not callable(rule := getattr(self, name)):
                 raise ValueError(

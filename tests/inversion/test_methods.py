@@ -1,6 +1,5 @@
 """Each inversion method by what tells it from its neighbours, on the tiny model."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,12 +10,12 @@ from torch import Tensor
 
 import nti
 from nti import Inversion, InversionSettings, StableDiffusion, invert, invert_batch
-from nti.execution.steps import Steps
 from nti.inversion.methods import METHODS, Method, passes
 from nti.inversion.noised import draw
 from nti.inversion.null_text import published_learning_rate
 from nti.sampling.schedule import ddim_step, noised
-from nti.sampling.step import IterationInputs, IterationResult, guided_noise, noise
+from nti.sampling.step import guided_noise, noise
+from passes import counting
 from tolerances import RELATIVE_OPTIMIZED, assert_close, relative_error
 
 T, N, W = 4, 3, 3.0
@@ -69,32 +68,6 @@ def test_a_batch_is_what_inverting_one_by_one_gives(model: StableDiffusion, name
                 assert error < RELATIVE_OPTIMIZED, f"{field}: {error:.2e}"
 
 
-def counting(model: StableDiffusion) -> tuple[StableDiffusion, dict[str, int]]:
-    """The same model, counting the UNet's passes of one image."""
-    count = {"forward": 0, "backward": 0}
-    steps = model.steps
-
-    def counted_noise(latent: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        count["forward"] += len(latent)
-        return steps.noise(latent, timestep, context)
-
-    def guided_step(latent: Tensor, *rest: object) -> Tensor:
-        count["forward"] += 2 * len(latent)
-        return steps.guided_step(latent, *rest)  # type: ignore[arg-type]
-
-    def iteration(x: IterationInputs) -> IterationResult:
-        count["forward"] += len(x.latent)
-        count["backward"] += len(x.latent)
-        return steps.null_text_iteration(x)
-
-    counted = dataclasses.replace(
-        steps, noise=counted_noise, guided_step=guided_step, null_text_iteration=iteration
-    )
-    assert isinstance(counted, Steps)
-    parts = (model.config, model.unet, model.vae, model.text, model.tokenizer)
-    return StableDiffusion(*parts, counted), count
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_it_costs_what_the_table_says(model: StableDiffusion, image: Tensor, name: str) -> None:
     counted, count = counting(model)
@@ -102,7 +75,7 @@ def test_it_costs_what_the_table_says(model: StableDiffusion, image: Tensor, nam
         counted, image, PROMPT, method=name, steps=T, guidance_scale=W, inner_steps=N,
         threshold=lambda index, steps: 0.0,
     )  # fmt: skip
-    assert (count["forward"], count["backward"]) == passes(METHODS[name], T, N)
+    assert (count.forward, count.backward) == passes(METHODS[name], T, N)
 
 
 @pytest.mark.filterwarnings("ignore:edit.*its prompt is the source's")
@@ -422,6 +395,8 @@ def test_what_other_programs_have_no_place_for_is_not_given_to_them(made: Made, 
         ({"towards_null": 0.5}, "towards_null: got 0.5 for null-text, .* negative-prompt"),
         ({"seed": -1}, "seed: got -1"),
         ({"pivot_iterations": 0}, "pivot_iterations: got 0"),
+        ({"pivot_iterations": 3}, "pivot_iterations: got 3 for the pivot ddim, which has none"),
+        ({"pivot": "anderson", "noise_at": "current"}, "noise_at: got 'current' for the pivot"),
         ({"method": "null-text-global", "inner_steps": 0}, "inner_steps: got 0"),
     ],
     ids=lambda x: "-".join(map(str, x)) if isinstance(x, dict) else "",
