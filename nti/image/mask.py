@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from nti.image.opening import ImageArray, ImageFile, open_image
+from nti.image.array import ImageArray
+from nti.image.opening import ImageFile, open_image
 from nti.image.placement import Placement, fit_image
 
 __all__ = ["MaskLike", "load_mask"]
