@@ -64,9 +64,9 @@ def _describe_inversion(inversion: Inversion) -> str:
         f"embeddings: {tuple(inversion.uncond.shape)} {inversion.uncond.dtype}",
         f"inner iterations: {sum(inversion.iterations)}",
     ]
-    for name, values in (("prompt embeddings", inversion.cond), ("offsets", inversion.offsets)):
-        if values is not None:
-            lines.append(f"{name}: {tuple(values.shape)} {values.dtype}")
+    for name, kept in (("prompt embeddings", inversion.cond), ("offsets", inversion.offsets)):
+        if kept is not None:
+            lines.append(f"{name}: {tuple(kept.shape)} {kept.dtype}")
     if inversion.weights is None or made is None:
         return "\n".join([*lines, "format 1: it does not say with which weights it was made"])
     lines.append(f"image: SHA-256 {made.image_sha256}" if made.image_sha256 else "no image")
