@@ -92,6 +92,38 @@ def test_it_is_edited(model: StableDiffusion, made: Made, name: str) -> None:
         assert_close(same.latents[:, 0], inversion.latents)
 
 
+@pytest.mark.parametrize(
+    ("name", "pivot"),
+    [
+        ("null-text-fast", "ddim"),
+        ("textual-inversion-pivot", "ddim"),
+        ("null-text-global", "ddim"),
+        ("ddim", "anderson"),
+    ],
+)
+def test_a_run_that_was_ended_goes_on(
+    model: StableDiffusion, image: Tensor, made: Made, name: str, pivot: str, tmp_path: Path
+) -> None:
+    """Where it was, or at its pivot at least, and to the same bits."""
+    settings = {
+        "method": name, "pivot": pivot, "steps": T, "guidance_scale": W, "inner_steps": N,
+    }  # fmt: skip
+    counted, count = counting(model)
+    path = tmp_path / "state"
+    with pytest.raises(nti.Stopped):
+        invert(
+            counted, image, PROMPT, callback=lambda done, total: done == total // 2 + 1,
+            state=nti.StateFile(path, every=0.0), **settings,
+        )  # fmt: skip
+    before = count.forward
+    found = invert(counted, image, PROMPT, state=nti.StateFile(path), **settings)
+    assert found == made(name, **({} if pivot == "ddim" else {"pivot": pivot}))
+    whole, _ = passes(METHODS[name], T, N)
+    saved = T + 2 * METHODS[name].watched  # one timestep after the pivot, its two passes at least
+    if pivot == "ddim":
+        assert count.forward - before <= whole - saved
+
+
 class Loop:
     """The parts of a plain loop that differentiates by autograd."""
 
