@@ -83,7 +83,7 @@ def test_p2p_takes_mix_and_proximal_guidance(
         (["--editor", "masactrl", "--no-replay"], "--no-replay: got --editor masactrl"),
         (["--editor", "masactrl", "--seed", "0"], "--seed: got --editor masactrl"),
         (["--strength", "0"], "--strength: got --editor p2p, which does not take it, expected one"
-         " of sdedit, masked, diffedit: leave"),
+         " of sdedit, masked, diffedit, unitune: leave"),
         (["--editor", "diffedit", "--mask", "circle"], "--mask: got --editor diffedit"),
         (["--editor", "sdedit", "--proximal-quantile", "0"], "--proximal-quantile: got --editor"),
         (["--editor", "masked"], "--mask: got none, expected one, as --editor masked needs it"),
@@ -125,7 +125,7 @@ def test_a_mask_is_a_file_or_a_word_and_the_original_stays_outside(
     out = tmp_path / "e.png"
     command = ["edit", str(saved_wide), "--editor", "masked", "--prompt", GREEN, "-o", str(out)]
     assert main([*command, "--mask", str(mask)]) == 2
-    assert "mask: got 128x128, expected 160x128" in capsys.readouterr().err
+    assert "mask: got 128x128 pixels, expected 200x136 or 160x128" in capsys.readouterr().err
     wide = Image.new("L", (160, 128))
     wide.paste(255, (32, 32, 96, 96))
     wide.save(mask)
