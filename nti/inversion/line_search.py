@@ -1,8 +1,9 @@
 """Null-text optimization by few steps whose length is measured (`null-text-fast`).
 
 Adam moves every coordinate of an embedding by about its learning rate, whether it matters or not.
-Here one step along the gradient is made, as long as the loss says: the loss is nearly quadratic
-along a line, so its value and slope at one end and its value at another give the minimum.
+Here a step goes along the gradient. Where it leads is evaluated anyway, as the guided step needs
+the noise there. The loss is nearly quadratic along a line, so its value and slope at one end and
+its value at the other say how long the step should have been. The next one is so long.
 """
 
 from collections.abc import Callable
@@ -12,12 +13,15 @@ from torch import Tensor
 
 from nti.errors import Callback, check_finite, report
 from nti.execution.steps import Steps
-from nti.inversion.methods import SEARCH_EVERY
+from nti.inversion.methods import is_searched
 from nti.inversion.null_text import NullTextResult, NullTextState
 from nti.sampling.schedule import Schedule, ddim_step
 from nti.sampling.step import BETA_1, IterationInputs, guided_noise
 
 __all__ = ["search_null_text"]
+
+SHRINK, GROW = 0.1, 4.0
+"""How much a step may be shorter or longer than the one before it."""
 
 
 @torch.inference_mode(mode=False)  # the embedding learns, whatever mode the caller is in
@@ -30,14 +34,15 @@ def search_null_text(
     schedule: Schedule,
     *,
     guidance_scale: float,
-    every: int = SEARCH_EVERY,
+    searched: Callable[[int, int], bool] = is_searched,
     callback: Callback | None = None,
     watch: Callable[[NullTextState], object] | None = None,
     state: NullTextState | None = None,
 ) -> NullTextResult:
-    """Follow the pivot as Algorithm 1 does, with one line search at every other timestep.
+    """Follow the pivot as Algorithm 1 does, with one step along the gradient at some timesteps.
 
-    A search costs two forward passes and one backward pass of the unconditional branch.
+    Such a step costs one forward and one backward pass of the unconditional branch. A step that
+    does not lower an image's loss is not made, which costs another forward pass.
 
     Args:
         steps: the model's steps.
@@ -46,7 +51,7 @@ def search_null_text(
         uncond: where the embeddings start, psi("") (B, 77, C).
         schedule: the timesteps.
         guidance_scale: w.
-        every: timesteps from one search to the next.
+        searched: whether a step is made at the i-th of T timesteps, a function of (i, T).
         callback: see `nti.errors.Callback`.
         watch: told how far it is after every timestep.
         state: where to go on from, as `watch` was told it; None: from the start.
@@ -69,14 +74,16 @@ def search_null_text(
             guidance_scale=guidance_scale,
             learning_rate=0.0,
         )
-        found, loss = x.uncond, latent.new_full((len(latent), 1), torch.nan)
-        if i % every == 0:
-            found, loss[:, 0] = _searched(steps, x)
-        after = _stepped(x, steps.noise(latent, t, found))
+        found, length = x.uncond, state.length
+        loss = latent.new_full((len(latent), 1), torch.nan)
+        if searched(i, schedule.steps):
+            found, after, loss[:, 0], length = _search(steps, x, length)
+        else:
+            after = _stepped(x, steps.noise(latent, t, found))
         where = f"null-text search at timestep {schedule.timesteps[i]}"
         check_finite(after, where, steps.unet.conv_in.weight.dtype, spare_rows=True)
         state = NullTextState(
-            (*state.uncond, found), (*state.latents, after), (*state.losses, loss)
+            (*state.uncond, found), (*state.latents, after), (*state.losses, loss), length=length
         )
         if watch is not None:
             watch(state)
@@ -84,27 +91,36 @@ def search_null_text(
     return NullTextResult(*(torch.stack(x) for x in (state.uncond, state.latents, state.losses)))
 
 
-def _searched(steps: Steps, x: IterationInputs) -> tuple[Tensor, Tensor]:
-    """Return the embeddings (B, 77, C) of least loss along the gradient, and the loss before."""
+def _search(
+    steps: Steps, x: IterationInputs, length: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Make one step where it lowers the loss.
+
+    Returns:
+        The embeddings (B, 77, C), the latents after the guided step with them (B, 4, h, w), the
+        losses before (B,), and how long the next steps should be (B,).
+
+    """
     made = steps.null_text_iteration(x)
     gradient = made.adam.mean / (1 - BETA_1)  # of a fresh Adam
-    slope = gradient.flatten(1).norm(dim=1)
-    tiny = torch.finfo(slope.dtype).tiny
-    downhill = -gradient / slope.clamp_min(tiny)[:, None, None]
-    # Were the loss linear, a step of this length would bring it to zero.
-    trial = made.losses / slope.clamp_min(tiny)
-    tried = _stepped(x, steps.noise(x.latent, x.timestep, x.uncond + _times(trial, downhill)))
-    bend = (tried - x.target).square().flatten(1).mean(dim=1) - made.losses + slope * trial
-    # No parabola that stays above zero has its minimum beyond twice that length.
-    length = trial * (slope * trial / (2 * bend).clamp_min(tiny)).clamp(max=2.0)
-    return x.uncond + _times(length, downhill), made.losses
+    tiny = torch.finfo(gradient.dtype).tiny
+    slope = gradient.flatten(1).norm(dim=1).clamp_min(tiny)
+    # A parabola that stays above zero has its minimum at twice this length at most.
+    to_zero = made.losses / slope
+    length = to_zero / 2 if length is None else length.minimum(2 * to_zero)
+    tried = x.uncond - (length / slope)[:, None, None] * gradient
+    after = _stepped(x, steps.noise(x.latent, x.timestep, tried))
+    losses = (after - x.target).square().flatten(1).mean(dim=1)
+    bend = losses - made.losses + slope * length
+    best = length * (slope * length / (2 * bend).clamp_min(tiny)).clamp(SHRINK, GROW)
+    better = losses < made.losses
+    found = torch.where(better[:, None, None], tried, x.uncond)
+    if not better.all():
+        after = _stepped(x, steps.noise(x.latent, x.timestep, found))
+    return found, after, made.losses, best
 
 
 def _stepped(x: IterationInputs, eps_uncond: Tensor) -> Tensor:
     """Return where the guided step leads (B, 4, h, w)."""
     eps = guided_noise(eps_uncond, x.eps_cond, x.guidance_scale)
     return ddim_step(x.latent, eps, x.coefficients)
-
-
-def _times(lengths: Tensor, directions: Tensor) -> Tensor:
-    return lengths[:, None, None] * directions

@@ -6,14 +6,10 @@ its edits are given. To add one is to add a row, and a function where a new idea
 
 from dataclasses import dataclass
 
-__all__ = ["GENERATED", "METHODS", "PIVOTS", "SEARCH_EVERY", "Method", "method_of", "passes"]
+__all__ = ["GENERATED", "METHODS", "PIVOTS", "Method", "is_searched", "method_of", "passes"]
 
 PIVOTS = ("ddim", "fixed-point", "anderson")
 """The pivots that a user can choose under any method that starts from `ddim`."""
-
-
-SEARCH_EVERY = 2
-"""Timesteps from one search of `null-text-fast` to the next; the embedding stays between them."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +81,7 @@ _ROWS = (
     ),
     Method(
         "null-text-fast", "2211.09794",
-        "the same by a step along the gradient whose length is measured, at every other timestep",
+        "the same by steps along the gradient whose length is measured, at half of the timesteps",
         learns="null", by="line-search",
     ),
     Method(
@@ -177,9 +173,10 @@ def passes(method: Method, steps: int, inner_steps: int) -> tuple[int, int]:
     """
     pivot, sampling = steps if method.pivot == "ddim" else 0, 2 * steps
     iterations = steps * inner_steps if method.optimizes else 0
+    searches = sum(is_searched(i, steps) for i in range(steps))
     forward, backward = {
         "descent": (sampling + iterations, iterations),
-        "line-search": (sampling + 2 * -(-steps // SEARCH_EVERY), -(-steps // SEARCH_EVERY)),
+        "line-search": (sampling + 2 * searches, searches),
         "sweeps": (sampling + 3 * iterations, iterations),
         "noise-each": (sampling + 2 * iterations, iterations),
         "noise-all": (sampling + iterations, iterations),
@@ -187,6 +184,15 @@ def passes(method: Method, steps: int, inner_steps: int) -> tuple[int, int]:
         "offsets": (sampling, 0),
     }[method.by]
     return pivot + forward, backward
+
+
+def is_searched(index: int, steps: int) -> bool:
+    """Whether `null-text-fast` searches at a timestep; elsewhere the embedding stays.
+
+    It does at every one of the second half, whose errors nothing corrects later, and at every
+    eighth of 50 before, so that the first half does not lead away.
+    """
+    return 50 * index >= 26 * steps or index % max(1, round(steps * 8 / 50)) == 0
 
 
 def method_of(name: str) -> Method:

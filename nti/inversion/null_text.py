@@ -106,6 +106,8 @@ class NullTextState:
     """Their losses (B, N), NaN where an image had stopped."""
     timestep: Timestep | None = None
     """The one that is under way; None before its first iteration."""
+    length: Tensor | None = None
+    """(B,), of the next step of a line search (`nti.inversion.line_search`); None without one."""
 
 
 @dataclass(frozen=True, eq=False)

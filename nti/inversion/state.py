@@ -174,6 +174,8 @@ def _packed(state: InversionState) -> tuple[dict[str, Any], dict[str, Tensor]]:
     tensors["latents"] = torch.stack(found.latents)
     if found.uncond:
         tensors |= {"uncond": torch.stack(found.uncond), "losses": torch.stack(found.losses)}
+    if found.length is not None:
+        tensors["timestep.length"] = found.length
     at = found.timestep
     if at is None:
         return {"stage": "null-text", "iterations": None}, tensors
@@ -191,6 +193,7 @@ def _packed(state: InversionState) -> tuple[dict[str, Any], dict[str, Tensor]]:
 RANKS = {
     "pivot": 5, "latents": 5, "uncond": 4, "losses": 3, "timestep.uncond": 3, "timestep.mean": 3,
     "timestep.square": 3, "timestep.count": 1, "timestep.active": 1, "timestep.losses": 2,
+    "timestep.length": 1,
 }  # fmt: skip
 """The dimensions of each tensor."""
 
@@ -233,7 +236,8 @@ def _unpacked(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Inver
         adam = AdamState(mean, square, count)
         at = Timestep(uncond, adam, active, losses, int(header["iterations"]))
     done = tuple(tensors.get("uncond", ())), tuple(tensors.get("losses", ()))
-    return InversionState(pivot, NullTextState(done[0], tuple(tensors["latents"]), done[1], at))
+    latents, length = tuple(tensors["latents"]), tensors.get("timestep.length")
+    return InversionState(pivot, NullTextState(done[0], latents, done[1], at, length))
 
 
 def _difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
