@@ -184,35 +184,41 @@ def figure_table(rows: Rows, x: str) -> str:
     return "\n".join([*grid(["figure", "value", "GFLOP an image"], cells), source(rows, scenes)])
 
 
+FIGURES = {
+    "iterations": ("N =", ("reconstruction",)),
+    "captions": ("N =", ("reconstruction",)),
+    "strength": ("t0 =", ("kept", "edited")),
+    "guidance": ("w =", ("reconstruction", "log-density", "squared norm / d", "autocorrelation")),
+}
+"""The sections of `ablations.py`: what their axis is called, and what is plotted."""
+
+
+def figure(section: str) -> str:
+    """Draw a section's plot, and return its table."""
+    rows, (x, plotted) = read(f"ablation-{section}.csv"), FIGURES[section]
+    over = "gflop" if section == "iterations" else "x"
+    label = "GFLOP of the UNet for one image" if over == "gflop" else x.rstrip(" =")
+    drawn = [r for r in rows if float(r[over]) > 0 or section != "guidance"]
+    curves(drawn, plotted, PLOTS / f"methods-{section}.png", [label] * len(plotted), over)
+    return figure_table(rows, x)
+
+
+def part(name: str) -> str:
+    """Return what belongs to a place of the page."""
+    if name == "methods":
+        return methods_table()
+    if name in FIGURES:
+        return figure(name)
+    return {"by method": by_method, "matrix": matrix, "by kind": by_kind}[name](read("pairs*.csv"))
+
+
 def main() -> None:
-    """Rewrite the page's tables, and the plots, from the rows that there are."""
-    parts = {"methods": methods_table()}
-    if pairs := read("pairs*.csv"):
-        parts |= {"by method": by_method(pairs), "matrix": matrix(pairs), "by kind": by_kind(pairs)}
-    for section, x, plotted in (
-        ("iterations", "N =", ("reconstruction",)),
-        ("captions", "N =", ("reconstruction",)),
-        ("strength", "t0 =", ("kept", "edited")),
-        (
-            "guidance",
-            "w =",
-            ("reconstruction", "log-density", "squared norm / d", "autocorrelation"),
-        ),
-    ):
-        if rows := read(f"ablation-{section}.csv"):
-            parts[section] = figure_table(rows, x)
-            over = "gflop" if section == "iterations" else "x"
-            label = "GFLOP of the UNet for one image" if over == "gflop" else x.rstrip(" =")
-            drawn = [r for r in rows if float(r[over]) > 0 or section != "guidance"]
-            curves(drawn, plotted, PLOTS / f"methods-{section}.png", [label] * len(plotted), over)
+    """Rewrite each table that the page has a place for, and the plots."""
     page = PAGE.read_text("utf-8")
-    for name, body in parts.items():
-        pattern = rf"(<!-- methods: {re.escape(name)} -->\n).*?(<!-- end -->)"
-        page, count = re.subn(
-            pattern, lambda m, b=body: f"{m[1]}{b}\n{m[2]}", page, flags=re.DOTALL
-        )
-        if count != 1:
-            raise SystemExit(f"{PAGE}: got {count} places for {name!r}, expected one")
+    for name in re.findall(r"<!-- methods: (.*?) -->", page):
+        place = re.compile(rf"(<!-- methods: {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+        body = part(name)
+        page = place.sub(lambda m, body=body: f"{m[1]}{body}\n{m[2]}", page)
     PAGE.write_text(page, "utf-8")
 
 
