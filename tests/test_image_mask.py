@@ -74,8 +74,10 @@ def test_a_mask_may_have_the_size_that_the_model_gets() -> None:
         (EXPECTED.float() * torch.nan, None, "from nan to nan"),
         ("none.png", None, "none.png: no such file"),
         (3, None, "mask: got 3"),
+        (EXPECTED[0, 0].to_sparse(), None, "mask: got a tensor"),
+        (np.zeros((0, 5), dtype=bool), None, "mask: "),
     ],
-    ids=["size", "original", "two", "turned", "bytes", "nan", "file", "number"],
+    ids=["size", "original", "two", "turned", "bytes", "nan", "file", "number", "sparse", "empty"],
 )
 def test_what_is_no_mask_of_the_image_is_an_error(
     mask: object, placement: Placement | None, message: str

@@ -65,10 +65,13 @@ def test_a_saved_inversion(inversion: Inversion, tmp_path: Path) -> None:
     assert f"image: SHA-256 {inversion.made.image_sha256}" in text
     assert "noise_at target" in text and f"torch {torch.__version__}" in text
     assert "offsets" not in text
-    kept = {"cond": inversion.uncond.clone(), "offsets": inversion.pivot[1:].clone()}
-    dataclasses.replace(inversion, **kept).save(tmp_path / "y.nti.safetensors")
-    text = describe_file(tmp_path / "y.nti.safetensors")
-    assert "prompt embeddings: (10, 77, 24)" in text and "offsets: (10, 4, 8, 8)" in text
+    for method, kept, told in (
+        ("prompt-tuning", {"cond": inversion.uncond.clone()}, "prompt embeddings: (10, 77, 24)"),
+        ("edit-friendly", {"offsets": inversion.pivot[1:].clone()}, "offsets: (10, 4, 8, 8)"),
+    ):
+        path = tmp_path / f"{method}.nti.safetensors"
+        dataclasses.replace(inversion, method=method, **kept).save(path)
+        assert told in describe_file(path)
 
 
 def test_a_saved_inversion_of_format_1_and_words_that_a_terminal_would_obey(

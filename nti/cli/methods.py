@@ -3,7 +3,7 @@
 import argparse
 
 from nti.cli.options import Commands
-from nti.inversion.methods import METHODS, Method, passes
+from nti.inversion.methods import METHODS, MOST, Method, passes
 
 __all__ = ["add"]
 
@@ -22,8 +22,8 @@ def run(options: argparse.Namespace) -> None:
     """Print the table."""
     from nti.arguments import a_whole_number
 
-    steps = a_whole_number("--steps", options.steps, 1)
-    inner_steps = a_whole_number("--inner-steps", options.inner_steps, 1)
+    steps = a_whole_number("--steps", options.steps, 1, MOST)
+    inner_steps = a_whole_number("--inner-steps", options.inner_steps, 1, MOST)
     head = ("method", "arXiv", "keeps", "forward", "backward", "what it does")
     rows = [head, *(_row(method, steps, inner_steps) for method in METHODS.values())]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head) - 1)]

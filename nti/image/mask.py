@@ -30,7 +30,7 @@ def load_mask(mask: MaskLike, size: tuple[int, int], placement: Placement | None
         another type or range.
 
     """
-    if isinstance(mask, ImageArray) and str(mask.dtype) == "bool":
+    if isinstance(mask, ImageArray) and str(mask.dtype) == "bool" and mask.tobytes():
         mask = torch.frombuffer(bytearray(mask.tobytes()), dtype=torch.bool).view(mask.shape)
     if isinstance(mask, Tensor):
         return _checked(mask.detach().cpu(), size)
@@ -54,7 +54,8 @@ def _checked(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """Return a tensor as (1, 1, H, W) bool."""
     width, height = size
     shaped = mask.ndim in (2, 3, 4) and mask.shape[-2:] == (height, width)
-    if mask.is_complex() or not shaped or mask.numel() != width * height:
+    plain = mask.layout == torch.strided and not mask.is_complex()
+    if not plain or not shaped or mask.numel() != width * height:
         raise ValueError(
             f"mask: got a tensor {tuple(mask.shape)} of {mask.dtype}, expected (H, W), (1, H, W) or"
             f" (1, 1, H, W) of bool or of numbers in [0, 1], as high and wide as its image:"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nti.errors import Callback
+from nti.errors import Callback, part_of, report
 from nti.execution.steps import Steps
 from nti.inversion.global_null_text import optimize_global_null_text
 from nti.inversion.line_search import search_null_text
@@ -98,7 +98,7 @@ def _descent(task: Task) -> Followed:
         task.learned,
         task.schedule,
         guidance_scale=task.weight,
-        inner_steps=task.settings.inner_steps if task.method.optimizes else 0,
+        inner_steps=task.settings.inner_steps if task.method.learns != "nothing" else 0,
         learning_rate=task.settings.learning_rate,
         threshold=task.settings.threshold,
         callback=task.callback,
@@ -149,9 +149,9 @@ def _noise_at_each(task: Task) -> Followed:
         inner_steps=task.settings.inner_steps,
         learning_rate=task.settings.learning_rate,
         generator=task.generator,
-        callback=task.callback,
+        callback=part_of(task.callback, 0, 2 * task.schedule.steps),
     )
-    return _sampled(task, found, losses)
+    return _sampled(task, found, losses, task.schedule.steps)
 
 
 def _noise_at_all(task: Task) -> Followed:
@@ -168,12 +168,12 @@ def _noise_at_all(task: Task) -> Followed:
         weight=0.0,
         learning_rate=task.settings.learning_rate(0, count),
         generator=task.generator,
-        callback=task.callback,
+        callback=part_of(task.callback, 0, iterations + count),
     )
     every = found.expand(count, *found.shape)
     # In the order of the iterations, whose timesteps were drawn.
     losses = losses.reshape(len(found), count, -1).transpose(0, 1)
-    return _sampled(task, every, losses)
+    return _sampled(task, every, losses, iterations)
 
 
 def _pull(task: Task) -> Followed:
@@ -181,6 +181,7 @@ def _pull(task: Task) -> Followed:
     uncond = _each(task, task.uncond)
     losses = task.pivot.new_zeros((task.schedule.steps, len(task.cond), 0))
     if task.method.replayed and settings.pull_share == 1 and settings.pull_every == 1:
+        report(task.callback, task.schedule.steps, task.schedule.steps)
         return Followed(uncond, None, task.pivot, losses)
     made = pulled(
         task.steps,
@@ -237,9 +238,13 @@ def _in_place(task: Task, found: NullTextResult) -> Followed:
     return Followed(found.uncond, None, found.latents, found.losses)
 
 
-def _sampled(task: Task, found: Tensor, losses: Tensor) -> Followed:
-    """Sample with what was learned (T, B, 77, C), from the pivot's z_T."""
+def _sampled(task: Task, found: Tensor, losses: Tensor, before: int) -> Followed:
+    """Sample with what was learned (T, B, 77, C), from the pivot's z_T; `before` steps are done."""
     uncond = _each(task, task.uncond) if task.learns_prompt else found
     cond = found if task.learns_prompt else _each(task, task.cond)
-    latents = sample(task.steps, task.pivot[0], cond, uncond, task.schedule, task.guidance_scale)
+    callback = part_of(task.callback, before, before + task.schedule.steps)
+    latents = sample(
+        task.steps, task.pivot[0], cond, uncond, task.schedule, task.guidance_scale,
+        spare_rows=True, callback=callback,
+    )  # fmt: skip
     return Followed(uncond, found if task.learns_prompt else None, latents, losses)

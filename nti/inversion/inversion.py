@@ -78,8 +78,18 @@ class Inversion:
                 f" {tuple(self.latents.shape)} and losses {tuple(self.losses.shape)}, expected"
                 " twice (T + 1, 4, h, w), and (T, N)"
             )
-        for name, like in (("cond", self.uncond), ("offsets", self.pivot[1:])):
+        keeps = self.row.keeps
+        for name, like, kept in (
+            ("cond", self.uncond, keeps == "prompts"),
+            ("offsets", self.pivot[1:], "offsets" in keeps),
+        ):
             values = getattr(self, name)
+            if (values is not None) != kept:
+                raise ValueError(
+                    f"{name}: got {'none' if kept else 'some'} in an inversion by {self.method},"
+                    f" expected {'one for each timestep' if kept else 'none'}: invert the image"
+                    " again"
+                )
             if values is not None and values.shape != like.shape:
                 raise ValueError(f"{name}: got {tuple(values.shape)}, expected {tuple(like.shape)}")
         for name, values in self._tensors().items():

@@ -104,11 +104,15 @@ def _search(
     made = steps.null_text_iteration(x)
     gradient = made.adam.mean / (1 - BETA_1)  # of a fresh Adam
     tiny = torch.finfo(gradient.dtype).tiny
-    slope = gradient.flatten(1).norm(dim=1).clamp_min(tiny)
+    slope = gradient.flatten(1).norm(dim=1)
+    direction = gradient / slope.clamp_min(tiny)[:, None, None]
     # A parabola that stays above zero has its minimum at twice this length at most.
-    to_zero = made.losses / slope
-    length = to_zero / 2 if length is None else length.minimum(2 * to_zero)
-    tried = x.uncond - (length / slope)[:, None, None] * gradient
+    to_zero = torch.where(slope > 0, made.losses / slope.clamp_min(tiny), 0.0)
+    fresh = to_zero / 2
+    if length is not None:
+        fresh = torch.where(length > 0, length.minimum(2 * to_zero), fresh)
+    length = fresh
+    tried = x.uncond - length[:, None, None] * direction
     after = _stepped(x, steps.noise(x.latent, x.timestep, tried))
     losses = (after - x.target).square().flatten(1).mean(dim=1)
     bend = losses - made.losses + slope * length

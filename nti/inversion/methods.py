@@ -6,7 +6,10 @@ its edits are given. To add one is to add a row, and a function where a new idea
 
 from dataclasses import dataclass
 
-__all__ = ["GENERATED", "METHODS", "PIVOTS", "Method", "is_searched", "method_of", "passes"]
+__all__ = ["GENERATED", "METHODS", "MOST", "PIVOTS", "Method", "is_searched", "method_of", "passes"]
+
+MOST = 10_000
+"""Of timesteps, and of iterations at one of them."""
 
 PIVOTS = ("ddim", "fixed-point", "anderson")
 """The pivots that a user can choose under any method that starts from `ddim`."""
@@ -48,7 +51,7 @@ class Method:
     @property
     def optimizes(self) -> bool:
         """Whether it has inner iterations."""
-        return self.learns != "nothing"
+        return self.learns != "nothing" or self.by == "offsets"
 
     @property
     def watched(self) -> bool:
@@ -81,7 +84,7 @@ _ROWS = (
     ),
     Method(
         "null-text-fast", "2211.09794",
-        "the same by steps along the gradient whose length is measured, at half of the timesteps",
+        "null-text by steps along the gradient of measured length, at 28 of 50 timesteps",
         learns="null", by="line-search",
     ),
     Method(
@@ -116,7 +119,7 @@ _ROWS = (
     ),
     Method(
         "prompt-tuning", "2305.04441",
-        "the same, and edits interpolate between it and the edited prompt",
+        "textual inversion with a pivot; edits interpolate between it and the edited prompt",
         learns="prompt", keeps="prompts", edits_mix=0.9,
     ),
     Method(
@@ -172,7 +175,7 @@ def passes(method: Method, steps: int, inner_steps: int) -> tuple[int, int]:
 
     """
     pivot, sampling = steps if method.pivot == "ddim" else 0, 2 * steps
-    iterations = steps * inner_steps if method.optimizes else 0
+    iterations = steps * inner_steps if method.learns != "nothing" else 0
     searches = sum(is_searched(i, steps) for i in range(steps))
     forward, backward = {
         "descent": (sampling + iterations, iterations),
@@ -189,8 +192,8 @@ def passes(method: Method, steps: int, inner_steps: int) -> tuple[int, int]:
 def is_searched(index: int, steps: int) -> bool:
     """Whether `null-text-fast` searches at a timestep; elsewhere the embedding stays.
 
-    It does at every one of the second half, whose errors nothing corrects later, and at every
-    eighth of 50 before, so that the first half does not lead away.
+    Of 50 it does at every one from the 26th on, whose errors hardly anything corrects later, and at
+    every eighth before, so that the first half does not lead away.
     """
     return 50 * index >= 26 * steps or index % max(1, round(steps * 8 / 50)) == 0
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from nti.arguments import a_choice, a_number, a_whole_number, shown
 from nti.inversion.ddim import check_noise_at
-from nti.inversion.methods import METHODS, PIVOTS, Method
+from nti.inversion.methods import METHODS, MOST, PIVOTS, Method
 from nti.inversion.null_text import Rule, published_learning_rate, published_threshold
 from nti.model import StableDiffusion
 
@@ -17,9 +17,6 @@ SPECIAL: dict[str, float] = {"towards_null": 0.0, "pull_share": 1.0, "pull_every
 
 PIVOT_ITERATIONS = 5
 """About as many as the paper of fixed-point inversion takes (arXiv 2309.04907)."""
-
-MOST = 10_000
-"""Of timesteps, and of iterations at one of them."""
 
 
 PLAIN = ("pivot", "pivot_iterations", "seed", *SPECIAL)

@@ -26,11 +26,7 @@ def test_the_ends_are_plain_guidance_and_none(norm: str) -> None:
     uncond, cond = noises()
     assert torch.equal(Proximal(norm, quantile=1.0).noise(uncond, cond, W), uncond)
     below_all = Proximal(norm, quantile=0.0).noise(uncond, cond, W)
-    difference = cond - uncond
-    least = difference.abs().flatten(1).amin(dim=1)[:, None, None, None]
-    shrunk = difference if norm == "l0" else difference - difference.sign() * least
-    kept = torch.where(difference.abs() > least, shrunk, 0)
-    assert_close(below_all, guided_noise(uncond, uncond + kept, W))
+    assert_close(below_all, guided_noise(uncond, cond, W))
 
 
 @pytest.mark.parametrize("norm", ["l0", "l1"])
@@ -68,7 +64,7 @@ def test_an_edit_is_guided_less(model: StableDiffusion, inversion: Inversion) ->
     def away(result: nti.EditResult) -> float:
         return float((result.latents[-1, 0] - source).norm())
 
-    assert away(none) == pytest.approx(away(plain), rel=0.1)
+    assert_close(none.latents, plain.latents)
     assert away(some) != pytest.approx(away(plain), rel=0.01)
     assert away(pulled) < away(some)
 

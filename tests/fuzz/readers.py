@@ -157,7 +157,6 @@ def _inversion() -> Inversion:
         Placement.create((20, 10), (16, 16), "crop"),
         weights=make_model(SMALLEST, torch.float32).fingerprint,
         cond=torch.randn(1, 3, 4, generator=g).repeat(2, 1, 1),  # saved once
-        offsets=torch.randn(2, 4, 2, 2, generator=g),
     )  # fmt: skip
 
 

@@ -142,13 +142,19 @@ def test_an_embedding_of_all_timesteps_is_saved_once(small: Inversion, tmp_path:
 
 
 def test_what_some_methods_keep_comes_back(small: Inversion, tmp_path: Path) -> None:
-    kept = dataclasses.replace(small, cond=small.uncond * 2, offsets=small.pivot[1:] / 2)
-    kept.save(tmp_path / "x")
-    found = Inversion.load(tmp_path / "x")
-    assert found == kept != small
-    for name in ("cond", "offsets"):
-        with pytest.raises(ValueError, match=f"{name}: got"):
-            dataclasses.replace(kept, **{name: getattr(kept, name)[:1]})
+    for method, name, values in (
+        ("prompt-tuning", "cond", small.uncond * 2),
+        ("edit-friendly", "offsets", small.pivot[1:] / 2),
+    ):
+        kept = dataclasses.replace(small, method=method, **{name: values})
+        kept.save(tmp_path / "x")
+        assert Inversion.load(tmp_path / "x") == kept != small
+        with pytest.raises(ValueError, match=rf"{name}: got \(1, "):
+            dataclasses.replace(kept, **{name: values[:1]})
+        with pytest.raises(ValueError, match=f"{name}: got some in an inversion by null-text"):
+            dataclasses.replace(kept, method="null-text")
+        with pytest.raises(ValueError, match=f"{name}: got none in an inversion by {method}"):
+            dataclasses.replace(small, method=method)
 
 
 Change = Callable[[dict[str, Any], dict[str, torch.Tensor]], object]

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -68,6 +69,44 @@ def test_a_batch_is_what_inverting_one_by_one_gives(model: StableDiffusion, name
             if ours is not None and theirs.any():
                 error = relative_error(ours, theirs)
                 assert error < RELATIVE_OPTIMIZED, f"{field}: {error:.2e}"
+
+
+@pytest.mark.parametrize("name", [n for n, row in METHODS.items() if row.sampled])
+def test_an_image_that_overflows_does_not_take_the_others_along(
+    model: StableDiffusion, image: Tensor, name: str
+) -> None:
+    prompts = ["a cat", "two dogs"]
+    bad = model.encode_text(prompts)[1]  # alone it would be rounded differently
+
+    def broken(context: Tensor) -> Tensor:
+        """NaN for rows of the bad prompt, 1 elsewhere."""
+        rows = (context == bad).flatten(1).all(dim=1)
+        return torch.where(rows, torch.nan, 1.0)[:, None, None, None]
+
+    steps = model.steps
+
+    def damaged_noise(latent: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        return steps.noise(latent, timestep, context) * broken(context)
+
+    def damaged_step(z: Tensor, t: Tensor, uncond: Tensor, cond: Tensor, *rest: Any) -> Tensor:
+        return steps.guided_step(z, t, uncond, cond, *rest) * broken(cond)
+
+    damaged = dataclasses.replace(steps, noise=damaged_noise, guided_step=damaged_step)
+    parts = (model.config, model.unet, model.vae, model.text, model.tokenizer)
+    settings = InversionSettings(steps=2, guidance_scale=W, inner_steps=1, method=name)
+    with pytest.raises(nti.BatchError) as error:
+        invert_batch(StableDiffusion(*parts, damaged), [image, image], prompts, settings)
+    assert error.value.results[0] is not None and error.value.results[1] is None
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_callback_hears_the_end(model: StableDiffusion, image: Tensor, name: str) -> None:
+    told: list[tuple[int, int]] = []
+    invert(
+        model, image, PROMPT, method=name, steps=2, inner_steps=1, guidance_scale=W,
+        callback=lambda done, total: told.append((done, total)),
+    )  # fmt: skip
+    assert told[-1] == (4, 4) and told == sorted(told)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -415,6 +454,41 @@ def test_the_search_finds_a_parabolas_minimum(model: StableDiffusion) -> None:
     at = x.uncond - length * gradient / gradient.norm()
     left = steps.null_text_iteration(dataclasses.replace(x, uncond=at)).losses
     assert left < 1e-20 * steps.null_text_iteration(x).losses
+
+
+def test_a_step_that_does_not_help_is_not_made(model: StableDiffusion) -> None:
+    uncond, cond = model.encode_text([""]), model.encode_text([PROMPT])
+    steps, schedule = model.steps, model.schedule(T)
+
+    def worse(z: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        known = torch.equal(context, uncond) or torch.equal(context, cond)
+        return steps.noise(z, t, context) * (1.0 if known else 100.0)
+
+    spoiled = dataclasses.replace(steps, noise=worse)
+    pivot = torch.ones(T + 1, 1, 4, 8, 8, dtype=torch.float64).cumsum(dim=0)
+    told: list[NullTextState] = []
+    found = search_null_text(
+        spoiled, pivot, cond, uncond, schedule, guidance_scale=W, watch=told.append,
+        searched=lambda i, steps: i % 2 == 0,
+    )  # fmt: skip
+    assert torch.equal(found.uncond, uncond.expand_as(found.uncond))
+    again = nti.sample(steps, pivot[0], cond, found.uncond, schedule, W)
+    assert_close(found.latents, again)
+    lengths = [state.length for state in told]
+    assert lengths[0] is not None and lengths[1] is lengths[0]  # none was searched for
+    assert found.losses.isnan().flatten().tolist() == [False, True, False, True]
+
+
+def test_the_search_stays_where_guidance_has_no_say(model: StableDiffusion) -> None:
+    """At w = 1 the null embedding changes nothing, so its gradient is zero."""
+    uncond, cond = model.encode_text([""]), model.encode_text([PROMPT])
+    pivot = torch.ones(T + 1, 1, 4, 8, 8, dtype=torch.float64).cumsum(dim=0)
+    told: list[NullTextState] = []
+    found = search_null_text(
+        model.steps, pivot, cond, uncond, model.schedule(T), guidance_scale=1.0, watch=told.append
+    )
+    assert torch.equal(found.uncond, uncond.expand_as(found.uncond))
+    assert all(state.length is not None and state.length.isfinite().all() for state in told)
 
 
 def test_the_search_is_spread_over_the_timesteps() -> None:
