@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["commit", "device", "is_dirty"]
+__all__ = ["commit", "commit_of", "device", "is_dirty"]
 
 
 def device() -> str:
@@ -26,6 +26,11 @@ def device() -> str:
 def commit() -> str:
     """Return the short name of the commit that runs."""
     return _git("rev-parse", "--short", "HEAD")
+
+
+def commit_of(folder: str) -> str:
+    """Return the commit that has last changed a folder of the repository."""
+    return _git("log", "-1", "--format=%h", "--", f":/{folder}")
 
 
 def is_dirty() -> bool:

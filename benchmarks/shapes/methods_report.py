@@ -4,9 +4,11 @@ python benchmarks/shapes/methods_report.py
 """
 
 import csv
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from statistics import mean
 
 import matplotlib
 
@@ -52,13 +54,24 @@ def spread(values: Iterable[float], digits: int = 1) -> str:
 
 
 def numbers(rows: Rows, column: str) -> list[float]:
-    """Return a column."""
-    return [float(row[column]) for row in rows]
+    """Return a column, one mean a scene: the edits of a scene are not independent.
+
+    What is not finite, as the PSNR of an edit that is exact, or has nothing outside, is left out.
+    """
+    return _by_scene(rows, [float(row[column]) for row in rows])
 
 
 def correct(rows: Rows) -> list[float]:
-    """Return 100 for each edit whose attribute is there, 0 for others."""
-    return [100.0 * (row["correct"] == "True") for row in rows]
+    """Return the share of edits whose attribute is there, in percent, of each scene."""
+    return _by_scene(rows, [100.0 * (row["correct"] == "True") for row in rows])
+
+
+def _by_scene(rows: Rows, values: Sequence[float]) -> list[float]:
+    scenes: dict[str, list[float]] = {}
+    for row, value in zip(rows, values, strict=True):
+        if math.isfinite(value):
+            scenes.setdefault(row["seed"], []).append(value)
+    return [mean(found) for found in scenes.values()]
 
 
 def methods_table() -> str:

@@ -10,6 +10,8 @@ each with a file of its own.
 
 import argparse
 import csv
+import hashlib
+import json
 import math
 import time
 import warnings
@@ -24,10 +26,11 @@ from PIL import Image
 import nti
 from edits import EditCase, cases
 from evaluate import TEST, held_out, to_pixels
-from machine import commit, device, is_dirty
+from machine import commit, commit_of, device, is_dirty
 from measure import Pixels, psnr
 from nti import Inversion, InversionSettings, StableDiffusion
 from nti.inversion.methods import METHODS
+from nti.inversion.provenance import describe_versions
 from passes import counting, gflop_of
 from scene import Scene, object_mask, render
 from truth import Nearness, nearness
@@ -136,17 +139,22 @@ def has_meaning(method: str, editor: str) -> bool:
     row = METHODS[method]
     if editor not in EMBEDDING_ONLY:
         return row.sampled
-    plain = not row.optimizes and row.start == "null" and row.eta == 0 and "shared" not in row.keeps
-    return not plain or method == "autoencoder"
+    own_null = row.edits_start == "own" and (row.learns == "null" or row.start == "prompt")
+    return own_null or row.edits_mix < 1 or method == "autoencoder"
 
 
 def inverted(
     model: StableDiffusion, scenes: Sequence[Scene], settings: InversionSettings, work: Path
 ) -> Iterator[tuple[Scene, Inversion, float]]:
-    """Yield each scene's inversion, from `work` if it is there, and the GFLOP that it took."""
+    """Yield each scene's inversion, from `work` if it is there, and the GFLOP that it took.
+
+    What lies there is known by its settings and by the commit of the code that made it. Delete the
+    folder after training anew.
+    """
     work.mkdir(parents=True, exist_ok=True)
     forward, backward = gflop_of(model)
-    name = f"{settings.method}-T{settings.steps}-N{settings.inner_steps}"
+    asked = json.dumps([settings.table(model), describe_versions(model), commit_of("nti")])
+    name = f"{settings.method}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
     for start in range(0, len(scenes), BATCH):
         some = scenes[start : start + BATCH]
         paths = [work / f"{name}-{scene.seed}.nti.safetensors" for scene in some]
