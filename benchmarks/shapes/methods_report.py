@@ -110,7 +110,9 @@ def by_method(rows: Rows) -> str:
     found = {name: [r for r in rows if r["method"] == name] for name in METHODS}
     cells = {f"`{name}`": _figures(some) for name, some in found.items() if some}
     count = max(len(some) for some in found.values())
-    return "\n".join([*grid(["method", *HEAD], cells), source(rows, f"{count} edits a method")])
+    scenes = len({row["seed"] for row in rows})
+    what = f"{count} edits of {scenes} scenes for each method"
+    return "\n".join([*grid(["method", *HEAD], cells), source(rows, what)])
 
 
 def matrix(rows: Rows) -> str:
