@@ -1,0 +1,22 @@
+"""Inversions by every method, made once for all tests."""
+
+import pytest
+from torch import Tensor
+
+from nti import Inversion, StableDiffusion, invert
+from plain_loop import PROMPT, Made, N, T, W
+
+
+@pytest.fixture(scope="session")
+def made(model: StableDiffusion, image: Tensor) -> Made:
+    """Invert by a method, once for all tests that ask for the same."""
+    found: dict[str, Inversion] = {}
+
+    def of(method: str, **settings: object) -> Inversion:
+        key = f"{method} {settings}"
+        if key not in found:
+            given = {"steps": T, "guidance_scale": W, "inner_steps": N, **settings}
+            found[key] = invert(model, image, PROMPT, method=method, **given)
+        return found[key]
+
+    return of
