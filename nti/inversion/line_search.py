@@ -42,7 +42,7 @@ def search_null_text(
     """Follow the pivot as Algorithm 1 does, with one step along the gradient at some timesteps.
 
     Such a step costs one forward and one backward pass of the unconditional branch. A step that
-    does not lower an image's loss is not made, which costs another forward pass.
+    does not lower an image's loss is not made.
 
     Args:
         steps: the model's steps.
@@ -119,8 +119,7 @@ def _search(
     best = length * (slope * length / (2 * bend).clamp_min(tiny)).clamp(SHRINK, GROW)
     better = losses < made.losses
     found = torch.where(better[:, None, None], tried, x.uncond)
-    if not better.all():
-        after = _stepped(x, steps.noise(x.latent, x.timestep, found))
+    after = torch.where(better[:, None, None, None], after, made.reached)
     return found, after, made.losses, best
 
 

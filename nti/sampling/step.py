@@ -199,6 +199,8 @@ class IterationResult:
     """The new state of their optimizer."""
     losses: Tensor
     """(B,) before the update: the mean squared error of the guided step against the target."""
+    reached: Tensor
+    """Where that step led, before the update (B, 4, h, w)."""
 
 
 @without_autocast  # the backward pass, too
@@ -209,7 +211,8 @@ def null_text_iteration(noise: Noise, x: IterationInputs) -> IterationResult:
     """
     eps_uncond, backward = vjp(lambda uncond: noise(x.latent, x.timestep, uncond), x.uncond)
     eps = guided_noise(eps_uncond, x.eps_cond, x.guidance_scale)
-    error = ddim_step(x.latent, eps, x.coefficients) - x.target
+    reached = ddim_step(x.latent, eps, x.coefficients)
+    error = reached - x.target
     losses = error.square().flatten(1).mean(dim=1)
     # dL/d eps_uncond in closed form. It is near 1e-8, so it goes through the network normalised,
     # where half precision can hold it, and its scale comes back in the embedding's own precision.
@@ -229,6 +232,7 @@ def null_text_iteration(noise: Noise, x: IterationInputs) -> IterationResult:
             torch.where(x.active, adam.count, x.adam.count),
         ),
         losses,
+        reached,
     )
 
 
