@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from nti import Inversion, StableDiffusion
+from nti.inversion.methods import METHODS
 from nti.sampling.schedule import ddim_step
 from nti.sampling.step import guided_noise, noise
 
@@ -29,3 +30,8 @@ class Loop:
     def step(self, latent: Tensor, i: int, uncond: Tensor, cond: Tensor) -> Tensor:
         eps = guided_noise(self.eps(latent, i, uncond), self.eps(latent, i, cond), W)
         return ddim_step(latent, eps, self.schedule.coefficients(i))
+
+
+def read_by(method: str, **settings: object) -> dict[str, object]:
+    """Return those of the settings that a method reads; any other is refused."""
+    return {k: value for k, value in settings.items() if k in METHODS[method].settings}

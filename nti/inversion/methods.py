@@ -41,7 +41,7 @@ class Method:
     replayed: bool = False
     """Whether the latents of the source are kept ones, which sampling alone does not give again."""
     takes: tuple[str, ...] = ()
-    """The settings of its own."""
+    """The settings of its own: see `settings`."""
     edits_start: str = "own"
     """What stands for psi("") in edits: `own`, what the source has, or `null`, psi("")."""
     edits_mix: float = 1.0
@@ -52,6 +52,22 @@ class Method:
     def optimizes(self) -> bool:
         """Whether it has inner iterations."""
         return self.learns != "nothing" or self.by == "offsets"
+
+    @property
+    def settings(self) -> frozenset[str]:
+        """The names of the settings that it reads, beside those that all read: T and w."""
+        iterates = self.optimizes and self.by != "line-search"
+        stops = iterates and self.by == "descent"
+        draws = self.pivot in ("one-noise", "many-noises") or self.by in ("noise-each", "noise-all")
+        return frozenset(
+            (
+                *(("pivot", "pivot_iterations", "noise_at") if self.pivot == "ddim" else ()),
+                *(("inner_steps", "learning_rate") if iterates else ()),
+                *(("threshold",) if stops else ()),
+                *(("seed",) if draws else ()),
+                *self.takes,
+            )
+        )
 
     @property
     def watched(self) -> bool:
@@ -84,7 +100,7 @@ _ROWS = (
     ),
     Method(
         "null-text-fast", "2211.09794",
-        "null-text by steps along the gradient of measured length, at 28 of 50 timesteps",
+        "null-text by steps along the gradient of measured length, at 27 of 50 timesteps",
         learns="null", by="line-search",
     ),
     Method(
@@ -179,7 +195,7 @@ def passes(method: Method, steps: int, inner_steps: int) -> tuple[int, int]:
     searches = sum(is_searched(i, steps) for i in range(steps))
     forward, backward = {
         "descent": (sampling + iterations, iterations),
-        "line-search": (sampling + 2 * searches, searches),
+        "line-search": (sampling + searches, searches),
         "sweeps": (sampling + 3 * iterations, iterations),
         "noise-each": (sampling + 2 * iterations, iterations),
         "noise-all": (sampling + iterations, iterations),
@@ -192,10 +208,10 @@ def passes(method: Method, steps: int, inner_steps: int) -> tuple[int, int]:
 def is_searched(index: int, steps: int) -> bool:
     """Whether `null-text-fast` searches at a timestep; elsewhere the embedding stays.
 
-    Of 50 it does at every one from the 26th on, whose errors hardly anything corrects later, and at
+    Of 50 it does at every one from the 27th on, whose errors hardly anything corrects later, and at
     every eighth before, so that the first half does not lead away.
     """
-    return 50 * index >= 26 * steps or index % max(1, round(steps * 8 / 50)) == 0
+    return 50 * index >= 27 * steps or index % max(1, round(steps * 8 / 50)) == 0
 
 
 def method_of(name: str) -> Method:

@@ -1,6 +1,6 @@
 """How an image is inverted."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from nti.arguments import a_choice, a_number, a_whole_number, shown
@@ -12,15 +12,16 @@ from nti.model import StableDiffusion
 __all__ = ["InversionSettings"]
 
 
-SPECIAL: dict[str, float] = {"towards_null": 0.0, "pull_share": 1.0, "pull_every": 1}
-"""Settings that some methods take, and what they are for all others."""
-
 PIVOT_ITERATIONS = 5
 """About as many as the paper of fixed-point inversion takes (arXiv 2309.04907)."""
 
 
-PLAIN = ("pivot", "pivot_iterations", "seed", *SPECIAL)
+PLAIN = ("pivot", "pivot_iterations", "seed", "towards_null", "pull_share", "pull_every")
 """Settings that a table holds as they are."""
+
+
+FOR_ALL = ("steps", "guidance_scale", "method")
+"""Settings that every method reads."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,10 @@ class InversionSettings:
     def __post_init__(self) -> None:
         method = METHODS[a_choice("method", self.method, METHODS)]
         why = "; for none at all choose method='ddim'"
-        fewest = 1 if method.optimizes else 0
         w = self.guidance_scale
         checked = {
             "steps": a_whole_number("steps", self.steps, 1, MOST),
-            "inner_steps": a_whole_number("inner_steps", self.inner_steps, fewest, MOST, why),
+            "inner_steps": a_whole_number("inner_steps", self.inner_steps, 1, MOST, why),
             "guidance_scale": None if w is None else a_number("guidance_scale", w),
             "pivot_iterations": a_whole_number("pivot_iterations", self.pivot_iterations, 1, 100),
             "seed": a_whole_number("seed", self.seed, 0, 2**63 - 1),
@@ -72,19 +72,15 @@ class InversionSettings:
         }
         for name, value in checked.items():  # a NumPy scalar is a number, too
             object.__setattr__(self, name, value)
-        for name in SPECIAL.keys() - set(method.takes):
-            if (value := getattr(self, name)) != SPECIAL[name]:
-                takers = [row.name for row in METHODS.values() if name in row.takes]
-                raise ValueError(
-                    f"{name}: got {value} for {method.name}, expected {SPECIAL[name]}: it is a"
-                    f" setting of {', '.join(takers)}"
-                )
-        if a_choice("pivot", self.pivot, PIVOTS) != "ddim" and method.pivot != "ddim":
-            raise ValueError(
-                f"pivot: got {self.pivot!r} for {method.name}, expected none: its latents are not"
-                " those of DDIM inversion"
-            )
+        a_choice("pivot", self.pivot, PIVOTS)
         check_noise_at(self.noise_at)
+        for name in ("learning_rate", "threshold"):
+            if not callable(rule := getattr(self, name)):
+                raise ValueError(
+                    f"{name}: got {shown(rule)}, expected a function of (index, steps), such as"
+                    f" lambda index, steps: {shown(rule)}"
+                )
+        self._check_reads(method)
         if self.pivot == "ddim" and self.pivot_iterations != PIVOT_ITERATIONS:
             raise ValueError(
                 f"pivot_iterations: got {self.pivot_iterations} for the pivot ddim, which has none:"
@@ -95,12 +91,18 @@ class InversionSettings:
                 f"noise_at: got {self.noise_at!r} for the pivot {self.pivot}, expected 'target': a"
                 " fixed point has the noise of where it arrives"
             )
-        for name in ("learning_rate", "threshold"):
-            if not callable(rule := getattr(self, name)):
-                raise ValueError(
-                    f"{name}: got {shown(rule)}, expected a function of (index, steps), such as"
-                    f" lambda index, steps: {shown(rule)}"
-                )
+
+    def _check_reads(self, method: Method) -> None:
+        """Refuse a setting that the method does not read, and that is not as it is by default."""
+        for field in fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if name in FOR_ALL or name in method.settings or value == field.default:
+                continue
+            readers = [row.name for row in METHODS.values() if name in row.settings]
+            raise ValueError(
+                f"{name}: got {shown(value)} for {method.name}, which does not read it; it is a"
+                f" setting of {', '.join(readers)}"
+            )
 
     @property
     def row(self) -> Method:

@@ -8,6 +8,7 @@ import torch
 
 from nti import EDITORS, METHODS, StableDiffusion, invert
 from nti.editing.editors import Editor
+from plain_loop import read_by
 
 TIGER = "a tiger sitting next to a mirror"
 PROMPT = "a cat sitting next to a mirror"
@@ -40,7 +41,9 @@ def test_a_row_takes_what_its_function_does(editor: Editor) -> None:
 def test_every_editor_goes_with_every_method(
     model: StableDiffusion, image: torch.Tensor, method: str
 ) -> None:
-    inversion = invert(model, image, PROMPT, method=method, steps=2, inner_steps=1)
+    inversion = invert(
+        model, image, PROMPT, method=method, steps=2, **read_by(method, inner_steps=1)
+    )
     for editor in EDITORS.values():
         settings = SETTINGS.get(editor.name, {})
         if editor.trajectory and not METHODS[method].sampled:

@@ -4,7 +4,7 @@ import pytest
 from torch import Tensor
 
 from nti import Inversion, StableDiffusion, invert
-from plain_loop import PROMPT, Made, N, T, W
+from plain_loop import PROMPT, Made, N, T, W, read_by
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +15,7 @@ def made(model: StableDiffusion, image: Tensor) -> Made:
     def of(method: str, **settings: object) -> Inversion:
         key = f"{method} {settings}"
         if key not in found:
-            given = {"steps": T, "guidance_scale": W, "inner_steps": N, **settings}
+            given = {**read_by(method, inner_steps=N), "steps": T, "guidance_scale": W, **settings}
             found[key] = invert(model, image, PROMPT, method=method, **given)
         return found[key]
 
