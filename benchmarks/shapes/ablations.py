@@ -41,7 +41,7 @@ from scene import Scene, render
 from truth import nearness
 
 PUBLISHED_GUIDANCE = 7.5
-ITERATIONS = (1, 2, 5, 10, 20)
+ITERATIONS = (1, 2, 5, 10)
 """N, of each of the T timesteps."""
 STRENGTHS = tuple(k / 10 for k in range(1, 10))
 SCALES = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
@@ -138,11 +138,11 @@ def iterations(bench: Bench) -> Iterator[Figure]:
     for name, row in METHODS.items():
         if name == "null-text-single-branch":
             continue  # the same reconstruction as null-text's
-        counts = ITERATIONS if row.optimizes or name == "null-latent" else (10,)
-        for count in (10,) if row.by == "line-search" else counts:
+        for count in ITERATIONS if "inner_steps" in row.settings else (0,):  # 0: it has no N
+            given = {"inner_steps": count, "threshold": lambda index, steps: 0.0}
             settings = InversionSettings(
-                steps=bench.steps, inner_steps=count, method=name,
-                guidance_scale=PUBLISHED_GUIDANCE, threshold=lambda index, steps: 0.0,
+                steps=bench.steps, method=name, guidance_scale=PUBLISHED_GUIDANCE,
+                **{key: value for key, value in given.items() if key in row.settings},
             )  # fmt: skip
             made, gflop, seconds = bench.inverted(bench.captions, settings)
             found = bench.sampled_again(made)

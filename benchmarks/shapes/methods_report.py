@@ -188,7 +188,9 @@ def curves(
 def figure_table(rows: Rows, x: str) -> str:
     """Return all figures of a section."""
     cells = {
-        f"{row['case']}, {row['name']}, {x} {float(row['x']):g}": [
+        ", ".join(
+            [row["case"], row["name"], *([f"{x} {v:g}"] if (v := float(row["x"])) else [])]
+        ): [
             f"{float(row['value']):.2f} ({float(row['low']):.2f} .. {float(row['high']):.2f})"
             f" {row['unit']}",
             row["gflop"],

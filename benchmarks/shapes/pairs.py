@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ from scene import Scene, object_mask, render
 from truth import Nearness, nearness
 
 BATCH = 10
-"""Scenes inverted at once."""
+"""Scenes inverted at once, and taken through all methods and editors before the next ones."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,28 @@ def masactrl(
     return nti.masactrl(model, inversion, case.prompt).images[0]
 
 
+def imagic(
+    model: StableDiffusion, inversion: Inversion, case: EditCase, scene: Scene
+) -> Image.Image:
+    """With fewer iterations than are published, and longer ones, for this small model."""
+    result = nti.imagic(model, inversion, case.prompt, seed=scene.seed, **IMAGIC)
+    return result.images[0]
+
+
+def unitune(
+    model: StableDiffusion, inversion: Inversion, case: EditCase, scene: Scene
+) -> Image.Image:
+    """With fewer iterations than are published."""
+    result = nti.unitune(model, inversion, case.prompt, seed=scene.seed, **UNITUNE)
+    return result.images[0]
+
+
 STRENGTH = {"sdedit": 0.7, "masked": 0.8}
+IMAGIC: dict[str, Any] = {
+    "embedding_steps": 60, "embedding_learning_rate": 1e-2,
+    "model_steps": 60, "model_learning_rate": 1e-4,
+}  # fmt: skip
+UNITUNE: dict[str, Any] = {"iterations": 25, "batch": 4}
 
 EDITORS: dict[str, Editor] = {
     "p2p": prompt_to_prompt,
@@ -115,10 +137,23 @@ EDITORS: dict[str, Editor] = {
     "masked": masked,
     "diffedit": diffedit,
     "masactrl": masactrl,
+    "imagic": imagic,
+    "unitune": unitune,
 }
 
 EMBEDDING_ONLY = ("sdedit", "masked")
 """Editors that take nothing of an inversion but its embeddings and steps, and the image."""
+
+IMAGE_ONLY = ("imagic", "unitune")
+"""Those that take nothing but the steps, the guidance and the image."""
+
+TRAINING = {
+    "imagic": 2 * IMAGIC["embedding_steps"] + 3 * IMAGIC["model_steps"],
+    "unitune": 3 * UNITUNE["iterations"] * UNITUNE["batch"],
+}
+"""Passes of an editor that trains, as forward ones: a backward pass takes as much to the embedding,
+and twice as much to the weights.
+"""
 
 
 def _true_mask(case: EditCase, scene: Scene) -> Image.Image:
@@ -134,9 +169,11 @@ def _true_mask(case: EditCase, scene: Scene) -> Image.Image:
 
 def has_meaning(method: str, editor: str) -> bool:
     """Whether a pair is worth a row: an editor that asks for the embeddings alone gives the same
-    for all methods that learn none.
+    for all methods that learn none, and one that asks for the image alone for all methods.
     """
     row = METHODS[method]
+    if editor in IMAGE_ONLY:
+        return method == "autoencoder"
     if editor not in EMBEDDING_ONLY:
         return row.sampled
     own_null = row.edits_start == "own" and (row.learns == "null" or row.start == "prompt")
@@ -148,6 +185,8 @@ def inverted(
 ) -> Iterator[tuple[Scene, Inversion, float]]:
     """Yield each scene's inversion, from `work` if it is there, and the GFLOP that it took.
 
+    All are inverted at once.
+
     What lies there is known by its settings and by the commit of the code that made it. Delete the
     folder after training anew.
     """
@@ -155,22 +194,20 @@ def inverted(
     forward, backward = gflop_of(model)
     asked = json.dumps([settings.table(model), describe_versions(model), commit_of("nti")])
     name = f"{settings.method}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
-    for start in range(0, len(scenes), BATCH):
-        some = scenes[start : start + BATCH]
-        paths = [work / f"{name}-{scene.seed}.nti.safetensors" for scene in some]
-        costs = [path.with_suffix(".gflop") for path in paths]
-        if not all(path.exists() for path in (*paths, *costs)):
-            counted, passes = counting(model)
-            images = [Image.fromarray(render(scene)) for scene in some]
-            captions = [scene.caption() for scene in some]
-            for path, cost, made in zip(
-                paths, costs, nti.invert_batch(counted, images, captions, settings), strict=True
-            ):
-                made.save(path)
-                spent = passes.forward * forward + passes.backward * backward
-                cost.write_text(f"{spent / len(some):.1f}")  # the mean of the batch
-        for scene, path, cost in zip(some, paths, costs, strict=True):
-            yield scene, Inversion.load(path), float(cost.read_text())
+    paths = [work / f"{name}-{scene.seed}.nti.safetensors" for scene in scenes]
+    costs = [path.with_suffix(".gflop") for path in paths]
+    if not all(path.exists() for path in (*paths, *costs)):
+        counted, passes = counting(model)
+        images = [Image.fromarray(render(scene)) for scene in scenes]
+        captions = [scene.caption() for scene in scenes]
+        for path, cost, made in zip(
+            paths, costs, nti.invert_batch(counted, images, captions, settings), strict=True
+        ):
+            made.save(path)
+            spent = passes.forward * forward + passes.backward * backward
+            cost.write_text(f"{spent / len(scenes):.1f}")  # the mean of the batch
+    for scene, path, cost in zip(scenes, paths, costs, strict=True):
+        yield scene, Inversion.load(path), float(cost.read_text())
 
 
 def score(
@@ -202,7 +239,7 @@ def score(
         correct=found == case.expected,
         reconstruction=_rounded(reconstruction),
         inversion_gflop=cost,
-        edit_gflop=round(passes.forward * gflop, 1),
+        edit_gflop=round((passes.forward + TRAINING.get(editor, 0)) * gflop, 1),
         edit_seconds=round(seconds, 2),
         steps=settings.steps,
         inner_steps=settings.inner_steps,
@@ -237,13 +274,14 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=TEST, help="where in the held-out seeds")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--inner-steps", type=int, default=10)
+    parser.add_argument("--guidance", type=float, help="w (default: the model's own)")
     parser.add_argument("--part", default="1/1", metavar="I/N")
     parser.add_argument("--work", type=Path, default=Path("train/pairs"))
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message="edit:")  # of edits that change nothing: scored so
+    warnings.filterwarnings("ignore", message=".*was never trained on 'beikkpic'")  # as UniTune has
     model = nti.load_model()
-    gflop, _ = gflop_of(model)
     part, parts = (int(x) for x in options.part.split("/"))
     scenes = held_out(options.first, options.scenes)[part - 1 :: parts]
     known = done_already(options.out)
@@ -252,27 +290,47 @@ def main() -> None:
         writer = csv.DictWriter(file, [f.name for f in fields(PairRow)])
         if not known:
             writer.writeheader()
-        for method in options.methods:
-            settings = InversionSettings(
-                steps=options.steps, inner_steps=options.inner_steps, method=method
-            )
-            editors = [editor for editor in options.editors if has_meaning(method, editor)]
-            for scene, inversion, cost in inverted(model, scenes, settings, options.work):
-                picture = to_pixels(
-                    model.decode_latent(nti.reconstruct_latents(model, inversion)[-1])
-                )[0]
-                reconstruction = psnr(picture, render(scene))
-                for editor in editors:
-                    for case in cases(scene):
-                        if (method, editor, str(scene.seed), case.kind) in known:
-                            continue
-                        row = score(
-                            model, scene, inversion, cost, reconstruction, case, editor, settings,
-                            gflop,
-                        )  # fmt: skip
-                        writer.writerow(asdict(row))
-                        file.flush()
-            print(f"{method}: {len(scenes)} scenes, {', '.join(editors)}", flush=True)
+        for start in range(0, len(scenes), BATCH):
+            some = scenes[start : start + BATCH]
+            for method in options.methods:
+                for row in pairs(model, some, method, options, known):
+                    writer.writerow(asdict(row))
+                    file.flush()
+            print(f"{start + len(some)} of {len(scenes)} scenes", flush=True)
+
+
+def pairs(
+    model: StableDiffusion,
+    scenes: Sequence[Scene],
+    method: str,
+    options: argparse.Namespace,
+    known: set[tuple[str, ...]],
+) -> Iterator[PairRow]:
+    """Yield the rows of a method that are not known."""
+    gflop, _ = gflop_of(model)
+    iterates = "inner_steps" in METHODS[method].settings
+    settings = InversionSettings(
+        steps=options.steps, method=method, guidance_scale=options.guidance,
+        **({"inner_steps": options.inner_steps} if iterates else {}),
+    )  # fmt: skip
+    asked = [
+        (editor, scene.seed, case)
+        for scene in scenes
+        for editor in options.editors
+        if has_meaning(method, editor)
+        for case in cases(scene)
+        if (method, editor, str(scene.seed), case.kind) not in known
+    ]
+    if not asked:
+        return
+    for scene, inversion, cost in inverted(model, scenes, settings, options.work):
+        latent = nti.reconstruct_latents(model, inversion)[-1]
+        reconstruction = psnr(to_pixels(model.decode_latent(latent))[0], render(scene))
+        for editor, seed, case in asked:
+            if seed == scene.seed:
+                yield score(
+                    model, scene, inversion, cost, reconstruction, case, editor, settings, gflop
+                )
 
 
 if __name__ == "__main__":
