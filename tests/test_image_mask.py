@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nti.image import Placement, fit_image, load_mask
+from nti.image import Placement, fit_image, load_mask, paste_back
 
 WHITE = Image.new("L", (8, 6), 0)
 WHITE.paste(255, (2, 1, 5, 4))
@@ -85,3 +85,32 @@ def test_what_is_no_mask_of_the_image_is_an_error(
     with pytest.raises(ValueError, match=message) as error:
         load_mask(mask, (8, 6), placement)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_what_is_pasted_back_shows_inside_the_mask_alone(fit: str) -> None:
+    original = Image.effect_noise((100, 60), 90).convert("RGB")
+    placement = Placement.create(original.size, (64, 32), fit)
+    edited = Image.new("RGB", (64, 32), "red")
+    whole = Image.new("L", original.size)
+    whole.paste(255, (41, 13, 72, 47))
+    back = np.asarray(paste_back(edited, original, placement, mask=whole))
+    inside = np.asarray(whole) > 0
+    assert (back[inside] == (255, 0, 0)).all()
+    assert (back[~inside] == np.asarray(original)[~inside]).all()
+    fitted = torch.zeros(32, 64, dtype=torch.bool)
+    fitted[8:24, 16:48] = True
+    coarse = np.asarray(paste_back(edited, original, placement, mask=fitted))
+    changed = (coarse != np.asarray(original)).any(axis=-1)
+    left, top, right, bottom = placement.taken
+    assert changed[top:bottom, left:right].any() and not changed.all()
+    picture = Image.fromarray(changed.astype(np.uint8) * 255)
+    assert torch.equal(load_mask(picture, (64, 32), placement)[0, 0], fitted)
+
+
+def test_a_mask_of_another_size_is_not_pasted() -> None:
+    original = Image.new("RGB", (100, 60))
+    placement = Placement.create(original.size, (64, 32), "crop")
+    edited = Image.new("RGB", (64, 32))
+    with pytest.raises(ValueError, match="mask: got 30x30 pixels, expected 100x60 or 64x32"):
+        paste_back(edited, original, placement, mask=Image.new("L", (30, 30)))

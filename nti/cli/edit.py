@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nti.errors import Callback
+    from nti.image import MaskLike
     from nti.inversion.inversion import Inversion
     from nti.model import StableDiffusion
 
@@ -74,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
     edit = _prompt_to_prompt if editor.name == "p2p" else _by_editor
     model = load_model(options)
     with progress(options.terminal, "editing") as callback:
-        edited, images, notes = edit(options, editor, model, inversion, callback)
+        edited, images, notes, mask = edit(options, editor, model, inversion, callback)
     if latents:
         data = save({"latents": edited.cpu().contiguous()})
         keep(options.output, lambda path: write_file(path, data))
@@ -82,7 +83,7 @@ def run(options: argparse.Namespace) -> None:
         return
     errors = keep_each(
         {
-            path: partial(write_picture, finish(image))
+            path: partial(write_picture, finish(image, mask))
             for path, image in zip(paths, images(), strict=True)
         }
     )
@@ -93,8 +94,9 @@ def run(options: argparse.Namespace) -> None:
         raise OSError("; ".join(str(error) for error in errors.values()))
 
 
-Edited = tuple["Tensor", "Callable[[], list[Image.Image]]", list[str]]
-"""The edits' latents (E, 4, h, w), what gives their pictures, and a note on each."""
+Edited = tuple["Tensor", "Callable[[], list[Image.Image]]", list[str], "MaskLike | None"]
+"""The edits' latents (E, 4, h, w), what gives their pictures, a note on each, and the mask outside
+of which they keep the pixels of the image."""
 
 
 def _prompt_to_prompt(
@@ -119,7 +121,7 @@ def _prompt_to_prompt(
     )
     pairs = zip(plan.alignments, plan.prompts, strict=True)
     notes = [f"{alignment.mode}: {prompt}" for alignment, prompt in pairs]
-    return edited.latents[-1], lambda: decode_edits(model, plan, edited).images, notes
+    return edited.latents[-1], lambda: decode_edits(model, plan, edited).images, notes, None
 
 
 def _by_editor(
@@ -133,4 +135,6 @@ def _by_editor(
     settings = settings_of(options, editor)
     result = editor.function(model, inversion, options.prompt, callback=callback, **settings)
     notes = [f"{editor.name}: {prompt}" for prompt in options.prompt]
-    return result.latents[-1], lambda: result.images, notes
+    # What was drawn is finer than what the editor made of it at the inverted size.
+    mask = options.mask if isinstance(options.mask, Path) else result.mask
+    return result.latents[-1], lambda: result.images, notes, mask

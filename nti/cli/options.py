@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from nti.editing.plan import EditPlan
+    from nti.image import MaskLike
     from nti.inversion.inversion import Inversion
     from nti.model import StableDiffusion
 
@@ -197,11 +198,14 @@ def plan_settings(options: argparse.Namespace) -> dict[str, Any]:
 
 def paste_backer(
     options: argparse.Namespace, inversion: "Inversion"
-) -> "Callable[[Image.Image], Image.Image]":
-    """Return what `--paste-back` does to a result, once its image has proved to fit."""
+) -> "Callable[[Image.Image, MaskLike | None], Image.Image]":
+    """Return what `--paste-back` does to a result and its mask, once the image has proved to fit.
+
+    Outside of a mask the pixels are the image's own.
+    """
     if options.paste_back is None:
-        return lambda result: result
+        return lambda result, mask: result
     from nti.image import match_original, paste_back
 
     original, placement = match_original(options.paste_back, inversion.placement)
-    return lambda result: paste_back(result, original, placement)
+    return lambda result, mask: paste_back(result, original, placement, mask=mask)

@@ -42,5 +42,5 @@ def run(options: argparse.Namespace) -> None:
     model = load_model(options)
     with progress(options.terminal, "sampling") as callback:
         image = reconstruct(model, inversion, callback=callback)
-    keep(output, partial(write_picture, finish(image)))
+    keep(output, partial(write_picture, finish(image, None)))
     options.terminal.wrote(output)

@@ -3,7 +3,6 @@
 import os
 from dataclasses import dataclass
 
-import torch
 from einops import reduce, repeat
 from PIL import Image
 from torch import Tensor
@@ -14,6 +13,7 @@ from nti.editing.attention_maps import average_attention
 from nti.editing.local_blend import blend_mask
 from nti.errors import Callback
 from nti.image import MaskLike, load_mask
+from nti.image.pasting import as_picture
 from nti.inversion.inversion import Inversion
 from nti.model import StableDiffusion
 
@@ -81,9 +81,7 @@ class EditMask:
 
     def paste(self, edited: Image.Image, source: Image.Image) -> Image.Image:
         """Return the edited picture inside the mask, and the source's own pixels outside."""
-        height, width = self.pixels.shape
-        values = bytes(self.pixels.to(torch.uint8).mul(255).flatten().tolist())
-        return Image.composite(edited, source, Image.frombytes("L", (width, height), values))
+        return Image.composite(edited, source, as_picture(self.pixels))
 
 
 def _of_word(

@@ -68,7 +68,8 @@ def masked(
         callback: see `nti.errors.Callback`; a word adds T steps.
 
     Returns:
-        The edits. `source` is the picture whose pixels stand outside the mask.
+        The edits. `source` is the picture whose pixels stand outside `mask`. `nti.paste_back`
+        takes that mask, or the picture of it, so that they stay at the original's size, too.
 
     Raises:
         ValueError: settings that do not fit; a mask of another size, an empty one, or one that
@@ -104,9 +105,8 @@ def masked(
     masks = inside.expand(steps - start, rows.count, -1, -1)
     result = decoded(model, EditedLatents(latents, z_0, masks))
     source = result.source if fitted is None else fitted
-    return replace(
-        result, images=[where.paste(image, source) for image in result.images], source=source
-    )
+    images = [where.paste(image, source) for image in result.images]
+    return replace(result, images=images, source=source, mask=where.pixels)
 
 
 def _fitted(original: ImageFile, inversion: Inversion) -> Image.Image:

@@ -41,6 +41,8 @@ class EditResult:
     alignments: tuple[Alignment, ...] = ()
     """How Prompt-to-Prompt aligned each prompt with the source's; `.mode` tells what `auto` chose.
     Other editors align nothing."""
+    mask: Tensor | None = None
+    """(H, W) bool, of an editor that keeps pixels: where it is False, they are `source`'s own."""
 
 
 def drawn(

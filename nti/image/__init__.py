@@ -5,7 +5,8 @@ and back to the original's.
 from nti.image.array import ImageArray
 from nti.image.mask import MaskLike, load_mask
 from nti.image.opening import FORMATS, MOST_PIXELS, ImageFile, open_image
-from nti.image.placement import FITS, Placement, fit_image, match_original, paste_back
+from nti.image.pasting import paste_back
+from nti.image.placement import FITS, Placement, fit_image, match_original
 from nti.image.tensor import ImageLike, load_image, to_pil
 
 __all__ = [

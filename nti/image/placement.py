@@ -1,4 +1,4 @@
-"""Where an image lies in its original: cropped, padded or stretched, and pasted back."""
+"""Where an image lies in its original: cropped, padded or stretched."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from nti.arguments import a_choice, a_whole_number, an_instance, shown
 from nti.image.opening import ImageFile, open_image
 
-__all__ = ["FITS", "Placement", "fit_image", "match_original", "paste_back"]
+__all__ = ["FITS", "Placement", "fit_image", "match_original"]
 
 Box = tuple[int, int, int, int]
 """(left, top, right, bottom) in pixels, the last two past the end."""
@@ -114,34 +114,3 @@ def match_original(
             f" {placement.original[0]}x{placement.original[1]}: give the image that was inverted"
         )
     return upright, placement
-
-
-def paste_back(
-    edited: Image.Image, original: ImageFile, placement: Placement | None
-) -> Image.Image:
-    """Lay an edited image over the part of its original that it was made from.
-
-    Args:
-        edited: of the placement's size.
-        original: the image that was inverted; only what was cropped away still shows.
-        placement: `inversion.placement`.
-
-    Returns:
-        RGB in sRGB at the upright original's size, without its profile; where the original is
-        transparent, on white, as the model saw it.
-
-    Raises:
-        ValueError: no placement, or images of other sizes than it states.
-
-    """
-    an_instance("edited", edited, Image.Image)
-    upright, placed = match_original(original, placement)
-    if edited.size != placed.size:
-        raise ValueError(
-            f"edited: got {edited.width}x{edited.height}, expected"
-            f" {placed.size[0]}x{placed.size[1]}, as the image was inverted"
-        )
-    left, top, right, bottom = placed.taken
-    part = edited.convert("RGB").crop(placed.filled)
-    upright.paste(part.resize((right - left, bottom - top), Image.Resampling.LANCZOS), (left, top))
-    return upright
