@@ -1,5 +1,6 @@
 """The gradient-free inversion methods against plain loops over diffusers' UNet, in float64."""
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -107,6 +108,85 @@ def test_a_fixed_point_under_ddim(theirs: Theirs, made: Make) -> None:
     inversion = made("ddim", pivot="fixed-point", pivot_iterations=3)
     assert_close(inversion.pivot, torch.cat(pivot))
     assert_close(inversion.latents, theirs.sampled(pivot[0], theirs.null, theirs.cond))
+
+
+@torch.no_grad()
+def test_anderson_under_ddim(theirs: Theirs, made: Make) -> None:
+    """The unconstrained form: the last residual, less its best fit by the differences (AIDI's
+    algorithm 1; Walker and Ni 2011).
+    """
+    pivot = [theirs.z0]
+    for t in reversed(TIMESTEPS):
+        z, found = pivot[-1], []
+        for _ in range(4):
+            image = theirs.up(pivot[-1], t, theirs.eps(z, t, theirs.cond))
+            found = [*found, (image, (image - z).flatten())][-3:]
+            z = image
+            if len(found) > 1:
+                jumps = torch.stack([b[1] - a[1] for a, b in itertools.pairwise(found)], dim=1)
+                fit = torch.linalg.lstsq(jumps, found[-1][1][:, None]).solution.flatten()
+                for k, (a, b) in zip(fit, itertools.pairwise(found), strict=True):
+                    z = z - k * (b[0] - a[0])
+        pivot.append(z)
+    inversion = made("ddim", pivot="anderson", pivot_iterations=4)
+    assert_close(inversion.pivot, torch.cat(pivot[::-1]))
+
+
+@torch.no_grad()
+def test_negative_prompt_on_the_arc(theirs: Theirs, made: Make) -> None:
+    """Each token's two states are turned into one another; 0.3 of the angle."""
+    uncond = torch.empty_like(theirs.cond)
+    for token in range(77):
+        a, b = theirs.cond[0, token], theirs.null[0, token]
+        angle = torch.arccos((a @ b / (a.norm() * b.norm())).clamp(max=1))
+        near = angle < 1e-4
+        share = 0.3 if near else torch.sin(0.3 * angle) / torch.sin(angle)
+        rest = 0.7 if near else torch.sin(0.7 * angle) / torch.sin(angle)
+        uncond[0, token] = rest * a + share * b
+    latents = made("negative-prompt", towards_null=0.3).latents
+    assert_close(latents, theirs.sampled(theirs.pivot()[0], uncond, theirs.cond))
+
+
+@torch.no_grad()
+def test_a_part_of_direct_inversion(theirs: Theirs, made: Make) -> None:
+    """0.4 of what is missing, at steps 0, 3 and 6."""
+    pivot = theirs.pivot()
+    z, source = pivot[0], [pivot[0]]
+    for i, (t, target) in enumerate(zip(TIMESTEPS, pivot[1:], strict=True)):
+        z, _ = theirs.down(z, t, theirs.guided(z, t, theirs.null, theirs.cond))
+        if i in (0, 3, 6):
+            z = z + 0.4 * (target - z)
+        source.append(z)
+    latents = made("direct", pull_share=0.4, pull_every=3).latents
+    assert_close(latents, torch.cat(source))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm", ["l0", "l1"])
+def test_proximal_guidance(ours: StableDiffusion, theirs: Theirs, made: Make, norm: str) -> None:
+    """Negative-prompt inversion's edit, whose guidance is thresholded as published; below t = 400
+    what is not guided goes back to the source.
+    """
+    pivot = theirs.pivot()
+    source = theirs.sampled(pivot[0], theirs.cond, theirs.cond)
+    z, edited = pivot[0], []
+    for i, t in enumerate(TIMESTEPS):
+        eps_u, eps_c = theirs.eps(z, t, theirs.cond), theirs.eps(z, t, theirs.target)
+        delta = eps_c - eps_u
+        limit = delta.abs().flatten().quantile(0.6)
+        mask = delta.abs() > limit
+        if norm == "l1":
+            delta = delta - delta.clamp(-limit, limit)
+        z, _ = theirs.down(z, t, eps_u + W * delta * mask)
+        if t < 400:
+            wide = torch.nn.functional.max_pool2d(mask.double(), 3, 1, 1)
+            z = z - (1 - wide) * (z - source[i + 1])
+        edited.append(z)
+    found = nti.edit(
+        ours, made("negative-prompt"), TARGET, cross_replace=0.0, self_replace=0.0,
+        proximal=nti.Proximal(norm, quantile=0.6, pull_below=400),
+    )  # fmt: skip
+    assert_close(found.latents[1:, 0], torch.cat(edited))
 
 
 @torch.no_grad()
