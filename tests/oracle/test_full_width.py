@@ -7,6 +7,7 @@ Theirs is gone before ours is loaded, so that both fit into 8 GB.
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,10 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 import nti
 from nti.config import SD_V1
+from nti.inversion.methods import METHODS
 from nti.networks.tokenizer import Tokenizer
-from tolerances import assert_close
+from plain_loop import read_by
+from tolerances import RELATIVE, assert_close, relative_error
 
 PROMPTS = ["", "a cat sitting next to a mirror"]
 TIMESTEPS = torch.tensor([981, 21])
@@ -122,3 +125,46 @@ def test_decoder(loaded: nti.StableDiffusion, written: tuple[Path, dict[str, Ten
 
 def test_text_encoder(loaded: nti.StableDiffusion, written: tuple[Path, dict[str, Tensor]]) -> None:
     assert_close(loaded.encode_text(PROMPTS), written[1]["states"])
+
+
+PROMPT, TARGET = "a cat sitting next to a mirror", "a dog sitting next to a mirror"
+SMALL = IMAGE[..., :64, :64]
+
+
+AMPLIFIED = 10
+"""What guidance and the first of two steps, from t = 501 to 1, make of the noise's rounding."""
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method(loaded: nti.StableDiffusion, name: str) -> None:
+    """An image of 64 pixels is inverted in two timesteps, and sampled again."""
+    settings = {"method": name, "guidance_scale": 2.0, **read_by(name, inner_steps=1)}
+    inversion = nti.invert(loaded, SMALL, PROMPT, steps=2, **settings)
+    again = nti.reconstruct_latents(loaded, inversion)[:, 0]
+    assert inversion.latents.std() > 0.1
+    assert relative_error(again, inversion.latents) < AMPLIFIED * RELATIVE[torch.float32]
+
+
+@pytest.fixture(scope="module")
+def inversion(loaded: nti.StableDiffusion) -> nti.Inversion:
+    return nti.invert(loaded, SMALL, PROMPT, method="negative-prompt", steps=2)
+
+
+EDITORS: dict[str, dict[str, Any]] = {
+    "p2p": {},
+    "sdedit": {},
+    "masked": {"mask": torch.arange(64).expand(64, 64) < 24},
+    "diffedit": {},
+    "masactrl": {},
+    "imagic": {"embedding_steps": 1, "model_steps": 0},
+    "unitune": {"iterations": 1, "batch": 1},
+}
+"""With what makes them short. Imagic's second stage takes 12.8 GiB, more than a test may."""
+
+
+@pytest.mark.parametrize("name", nti.EDITORS)
+def test_every_editor(loaded: nti.StableDiffusion, inversion: nti.Inversion, name: str) -> None:
+    editor = nti.EDITORS[name].function
+    result = editor(loaded, inversion, TARGET, **EDITORS[name])
+    assert result.images[0].size == (64, 64) and result.latents[-1].isfinite().all()
+    assert relative_error(result.latents[-1], inversion.pivot[-1:]) > 1e-3
