@@ -175,10 +175,12 @@ def strength(bench: Bench) -> Iterator[Figure]:
             kept, right = [], []
             for scene, inversion in zip(bench.scenes, made, strict=True):
                 found: list[tuple[float, float]] = []
-                for edit in cases(scene):
-                    image = nti.sdedit(
-                        bench.model, inversion, edit.prompt, strength=share, seed=scene.seed
-                    ).images[0]
+                edits = list(cases(scene))
+                images = nti.sdedit(
+                    bench.model, inversion, [edit.prompt for edit in edits], strength=share,
+                    seed=scene.seed,
+                ).images  # fmt: skip
+                for edit, image in zip(edits, images, strict=True):
                     pixels = np.asarray(image)
                     near = nearness(pixels, render(edit.edited), render(scene))
                     found.append((near.psnr_outside, 100.0 * (edit.read(pixels) == edit.expected)))

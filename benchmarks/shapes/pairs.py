@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 
 import nti
-from edits import EditCase, cases
+from edits import KINDS, EditCase, cases
 from evaluate import TEST, held_out, to_pixels
 from machine import commit, commit_of, device, is_dirty
 from measure import Pixels, psnr
@@ -55,6 +55,7 @@ class PairRow(Nearness):
     """dB of the source's picture."""
     inversion_gflop: float
     edit_gflop: float
+    """A share of that of the scene's edits, which are made at once, as the next is."""
     edit_seconds: float
     steps: int
     inner_steps: int
@@ -65,63 +66,71 @@ class PairRow(Nearness):
     dirty: bool
 
 
-Editor = Callable[[StableDiffusion, Inversion, EditCase, Scene], Image.Image]
+Editor = Callable[[StableDiffusion, Inversion, Sequence[EditCase], Scene], Sequence[Image.Image]]
+"""Makes all edits of a scene: at once where the editor can, as they then share the source."""
 
 
 def prompt_to_prompt(
-    model: StableDiffusion, inversion: Inversion, case: EditCase, scene: Scene
-) -> Image.Image:
+    model: StableDiffusion, inversion: Inversion, edits: Sequence[EditCase], scene: Scene
+) -> Sequence[Image.Image]:
     """With the windows that were chosen for each kind of edit, on other scenes."""
-    return nti.edit(model, inversion, case.prompt, **case.settings).images[0]
+    names = dict.fromkeys(name for case in edits for name in case.settings)
+    settings: dict[str, Any] = {name: [c.settings.get(name) for c in edits] for name in names}
+    return nti.edit(model, inversion, _prompts(edits), **settings).images
 
 
 def sdedit(
-    model: StableDiffusion, inversion: Inversion, case: EditCase, scene: Scene
-) -> Image.Image:
+    model: StableDiffusion, inversion: Inversion, edits: Sequence[EditCase], scene: Scene
+) -> Sequence[Image.Image]:
     """From the image under noise."""
-    result = nti.sdedit(model, inversion, case.prompt, strength=STRENGTH["sdedit"], seed=scene.seed)
-    return result.images[0]
+    return nti.sdedit(
+        model, inversion, _prompts(edits), strength=STRENGTH["sdedit"], seed=scene.seed
+    ).images
 
 
 def masked(
-    model: StableDiffusion, inversion: Inversion, case: EditCase, scene: Scene
-) -> Image.Image:
+    model: StableDiffusion, inversion: Inversion, edits: Sequence[EditCase], scene: Scene
+) -> Sequence[Image.Image]:
     """In the true mask of what the words name: a user would draw it."""
-    result = nti.masked(
-        model, inversion, case.prompt, mask=_true_mask(case, scene), strength=STRENGTH["masked"],
-        seed=scene.seed,
-    )  # fmt: skip
-    return result.images[0]
+    return [
+        nti.masked(
+            model, inversion, case.prompt, mask=_true_mask(case, scene),
+            strength=STRENGTH["masked"], seed=scene.seed,
+        ).images[0]
+        for case in edits
+    ]  # fmt: skip
 
 
 def diffedit(
-    model: StableDiffusion, inversion: Inversion, case: EditCase, scene: Scene
-) -> Image.Image:
+    model: StableDiffusion, inversion: Inversion, edits: Sequence[EditCase], scene: Scene
+) -> Sequence[Image.Image]:
     """In a mask that it finds itself."""
-    return nti.diffedit(model, inversion, case.prompt, seed=scene.seed).images[0]
+    return nti.diffedit(model, inversion, _prompts(edits), seed=scene.seed).images
 
 
 def masactrl(
-    model: StableDiffusion, inversion: Inversion, case: EditCase, scene: Scene
-) -> Image.Image:
+    model: StableDiffusion, inversion: Inversion, edits: Sequence[EditCase], scene: Scene
+) -> Sequence[Image.Image]:
     """With the source's keys and values of self-attention."""
-    return nti.masactrl(model, inversion, case.prompt).images[0]
+    return nti.masactrl(model, inversion, _prompts(edits)).images
 
 
 def imagic(
-    model: StableDiffusion, inversion: Inversion, case: EditCase, scene: Scene
-) -> Image.Image:
+    model: StableDiffusion, inversion: Inversion, edits: Sequence[EditCase], scene: Scene
+) -> Sequence[Image.Image]:
     """With fewer iterations than are published, and longer ones, for this small model."""
-    result = nti.imagic(model, inversion, case.prompt, seed=scene.seed, **IMAGIC)
-    return result.images[0]
+    return nti.imagic(model, inversion, _prompts(edits), seed=scene.seed, **IMAGIC).images
 
 
 def unitune(
-    model: StableDiffusion, inversion: Inversion, case: EditCase, scene: Scene
-) -> Image.Image:
+    model: StableDiffusion, inversion: Inversion, edits: Sequence[EditCase], scene: Scene
+) -> Sequence[Image.Image]:
     """With fewer iterations than are published."""
-    result = nti.unitune(model, inversion, case.prompt, seed=scene.seed, **UNITUNE)
-    return result.images[0]
+    return nti.unitune(model, inversion, _prompts(edits), seed=scene.seed, **UNITUNE).images
+
+
+def _prompts(edits: Sequence[EditCase]) -> list[str]:
+    return [case.prompt for case in edits]
 
 
 STRENGTH = {"sdedit": 0.7, "masked": 0.8}
@@ -148,11 +157,11 @@ IMAGE_ONLY = ("imagic", "unitune")
 """Those that take nothing but the steps, the guidance and the image."""
 
 TRAINING = {
-    "imagic": 2 * IMAGIC["embedding_steps"] + 3 * IMAGIC["model_steps"],
+    "imagic": len(KINDS) * (2 * IMAGIC["embedding_steps"] + 3 * IMAGIC["model_steps"]),
     "unitune": 3 * UNITUNE["iterations"] * UNITUNE["batch"],
 }
-"""Passes of an editor that trains, as forward ones: a backward pass takes as much to the embedding,
-and twice as much to the weights.
+"""Passes of an editor that trains, of all edits of a scene, as forward ones: a backward pass takes
+as much to the embedding, and twice as much to the weights.
 """
 
 
@@ -216,39 +225,42 @@ def score(
     inversion: Inversion,
     cost: float,
     reconstruction: float,
-    case: EditCase,
     editor: str,
     settings: InversionSettings,
     gflop: float,
-) -> PairRow:
-    """Make one edit and hold it against the truth; a forward pass takes `gflop`."""
+) -> Iterator[PairRow]:
+    """Make a scene's edits and hold them against the truth; a forward pass takes `gflop`."""
     counted, passes = counting(model)
+    edits = list(cases(scene))
     started = time.perf_counter()
-    image: Pixels = np.asarray(EDITORS[editor](counted, inversion, case, scene))
+    images = EDITORS[editor](counted, inversion, edits, scene)
     seconds = time.perf_counter() - started
-    near = nearness(image, render(case.edited), render(scene))
-    found = case.read(image)
-    return PairRow(
-        **{name: _rounded(value) for name, value in asdict(near).items()},
-        method=settings.method,
-        editor=editor,
-        seed=scene.seed,
-        kind=case.kind,
-        expected=case.expected,
-        found=found,
-        correct=found == case.expected,
-        reconstruction=_rounded(reconstruction),
-        inversion_gflop=cost,
-        edit_gflop=round((passes.forward + TRAINING.get(editor, 0)) * gflop, 1),
-        edit_seconds=round(seconds, 2),
-        steps=settings.steps,
-        inner_steps=settings.inner_steps,
-        guidance=inversion.guidance_scale,
-        device=device(),
-        torch=torch.__version__,
-        commit=commit(),
-        dirty=is_dirty(),
-    )
+    made = passes.forward + TRAINING.get(editor, 0)
+    for case, image in zip(edits, images, strict=True):
+        pixels: Pixels = np.asarray(image)
+        near = nearness(pixels, render(case.edited), render(scene))
+        found = case.read(pixels)
+        yield PairRow(
+            **{name: _rounded(value) for name, value in asdict(near).items()},
+            method=settings.method,
+            editor=editor,
+            seed=scene.seed,
+            kind=case.kind,
+            expected=case.expected,
+            found=found,
+            correct=found == case.expected,
+            reconstruction=_rounded(reconstruction),
+            inversion_gflop=cost,
+            edit_gflop=round(made * gflop / len(edits), 1),
+            edit_seconds=round(seconds / len(edits), 2),
+            steps=settings.steps,
+            inner_steps=settings.inner_steps,
+            guidance=inversion.guidance_scale,
+            device=device(),
+            torch=torch.__version__,
+            commit=commit(),
+            dirty=is_dirty(),
+        )
 
 
 def _rounded(value: float) -> float:
@@ -256,11 +268,11 @@ def _rounded(value: float) -> float:
 
 
 def done_already(path: Path) -> set[tuple[str, ...]]:
-    """Return (method, editor, seed, kind) of the rows that a file has."""
+    """Return (method, editor, seed) of the rows that a file has."""
     if not path.exists():
         return set()
     with path.open(newline="") as file:
-        return {(r["method"], r["editor"], r["seed"], r["kind"]) for r in csv.DictReader(file)}
+        return {(r["method"], r["editor"], r["seed"]) for r in csv.DictReader(file)}
 
 
 def main() -> None:
@@ -293,8 +305,8 @@ def main() -> None:
         for start in range(0, len(scenes), BATCH):
             some = scenes[start : start + BATCH]
             for method in options.methods:
-                for row in pairs(model, some, method, options, known):
-                    writer.writerow(asdict(row))
+                for rows in pairs(model, some, method, options, known):
+                    writer.writerows(asdict(row) for row in rows)
                     file.flush()
             print(f"{start + len(some)} of {len(scenes)} scenes", flush=True)
 
@@ -305,8 +317,8 @@ def pairs(
     method: str,
     options: argparse.Namespace,
     known: set[tuple[str, ...]],
-) -> Iterator[PairRow]:
-    """Yield the rows of a method that are not known."""
+) -> Iterator[list[PairRow]]:
+    """Yield the rows of a method that are not known, those of a scene and an editor together."""
     gflop, _ = gflop_of(model)
     iterates = "inner_steps" in METHODS[method].settings
     settings = InversionSettings(
@@ -314,22 +326,20 @@ def pairs(
         **({"inner_steps": options.inner_steps} if iterates else {}),
     )  # fmt: skip
     asked = [
-        (editor, scene.seed, case)
+        (editor, scene.seed)
         for scene in scenes
         for editor in options.editors
-        if has_meaning(method, editor)
-        for case in cases(scene)
-        if (method, editor, str(scene.seed), case.kind) not in known
+        if has_meaning(method, editor) and (method, editor, str(scene.seed)) not in known
     ]
     if not asked:
         return
     for scene, inversion, cost in inverted(model, scenes, settings, options.work):
         latent = nti.reconstruct_latents(model, inversion)[-1]
         reconstruction = psnr(to_pixels(model.decode_latent(latent))[0], render(scene))
-        for editor, seed, case in asked:
+        for editor, seed in asked:
             if seed == scene.seed:
-                yield score(
-                    model, scene, inversion, cost, reconstruction, case, editor, settings, gflop
+                yield list(
+                    score(model, scene, inversion, cost, reconstruction, editor, settings, gflop)
                 )
 
 

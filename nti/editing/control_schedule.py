@@ -27,7 +27,7 @@ __all__ = [
     "Window",
     "cross_windows",
     "equalizer",
-    "self_window",
+    "self_windows",
 ]
 
 Window = float | tuple[float, float]
@@ -56,9 +56,9 @@ def _bounds(window: Window, count: int, name: str) -> tuple[int, int]:
     )
 
 
-def self_window(window: Window, steps: int) -> tuple[int, int]:
-    """Return the steps in which self-attention is injected: [int(start T), int(end T))."""
-    return _bounds(window, steps, "self_replace")
+def self_windows(windows: Sequence[Window], steps: int) -> tuple[tuple[int, int], ...]:
+    """Return each edit's steps with injected self-attention: [int(start T), int(end T))."""
+    return tuple(_bounds(window, steps, "self_replace") for window in windows)
 
 
 def cross_windows(
@@ -140,8 +140,8 @@ class ControlSchedule:
     """A_t (T, E, 77, 77)."""
     own_mix: Tensor
     """b_t (T, E, 77)."""
-    inject_self: tuple[int, int]
-    """[first, past the last) step of injected self-attention."""
+    inject_self: tuple[tuple[int, int], ...]
+    """[first, past the last) step of injected self-attention, of each edit."""
     needs_source: tuple[bool, ...]
     """(T,) whether an edit still receives the source's attention."""
 
@@ -151,7 +151,7 @@ class ControlSchedule:
         alignments: Sequence[Alignment],
         active: Tensor,
         c: Tensor,
-        inject_self: tuple[int, int],
+        inject_self: tuple[tuple[int, int], ...],
     ) -> "ControlSchedule":
         """Fold alignments, windows a_t (T, E, 77) and equalizers c (E, 77) into A_t and b_t."""
         mapping = torch.stack([a.mapping for a in alignments])
@@ -160,9 +160,9 @@ class ControlSchedule:
         source_mix = weight[:, :, None, :] * mapping
         own_mix = weight * own + (1.0 - active)
         mixes = source_mix.flatten(1).any(dim=1) | (own_mix != 1).flatten(1).any(dim=1)
-        first, last = inject_self
         needs_source = tuple(
-            mixed or first <= step < last for step, mixed in enumerate(mixes.tolist())
+            mixed or any(first <= step < last for first, last in inject_self)
+            for step, mixed in enumerate(mixes.tolist())
         )
         return cls(source_mix, own_mix, inject_self, needs_source)
 
@@ -193,9 +193,10 @@ class ControlSchedule:
         edits = self.source_mix.shape[1]
         device = self.source_mix.device
         source = rows - edits - 1
-        self_rows = torch.arange(rows, device=device)
-        if self.inject_self[0] <= step < self.inject_self[1]:
-            self_rows[source:] = source
+        self_rows = list(range(rows))
+        for row, (first, last) in enumerate(self.inject_self, start=source + 1):
+            if first <= step < last:
+                self_rows[row] = source
         source_rows = torch.full((edits,), source, device=device)
         fold = Fold(source_rows, self.source_mix[step], self.own_mix[step])
-        return AttentionControl(fold, self_rows, words)
+        return AttentionControl(fold, torch.tensor(self_rows, device=device), words)

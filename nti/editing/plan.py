@@ -14,7 +14,7 @@ from nti.editing.control_schedule import (
     Window,
     cross_windows,
     equalizer,
-    self_window,
+    self_windows,
 )
 from nti.editing.local_blend import START, THRESHOLD, BlendWords, LocalBlend
 from nti.networks.tokenizer import Tokenizer
@@ -58,7 +58,7 @@ class EditPlan:
         steps: int,
         mode: str | list[str] = "auto",
         cross_replace: CrossWindow | list[CrossWindow] = 0.8,
-        self_replace: Window = 0.5,
+        self_replace: Window | list[Window] = 0.5,
         blend: BlendWords | list[BlendWords | None] | None = None,
         subtract: BlendWords | list[BlendWords | None] | None = None,
         reweight: Mapping[str, float] | list[Mapping[str, float] | None] | None = None,
@@ -99,7 +99,7 @@ class EditPlan:
             alignments,
             cross_windows(_each("cross_replace", cross_replace, count), targets, steps),
             equalizer(_each("reweight", reweight, count), targets),
-            self_window(self_replace, steps),
+            self_windows(_each("self_replace", self_replace, count), steps),
         )
         local_blend = LocalBlend.create(
             encoded, targets, _each("blend", blend, count), _each("subtract", subtract, count),

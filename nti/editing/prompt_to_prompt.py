@@ -32,7 +32,7 @@ def edit(
     *,
     mode: str | list[str] = "auto",
     cross_replace: CrossWindow | list[CrossWindow] = 0.8,
-    self_replace: Window = 0.5,
+    self_replace: Window | list[Window] = 0.5,
     blend: BlendWords | list[BlendWords | None] | None = None,
     subtract: BlendWords | list[BlendWords | None] | None = None,
     reweight: Mapping[str, float] | list[Mapping[str, float] | None] | None = None,
@@ -50,9 +50,9 @@ def edit(
 
     Warns of an edit that changes nothing that can be seen, and says what to try.
 
-    `mode`, `cross_replace`, `blend`, `subtract` and `reweight` take one value for all edits or a
-    list, one an edit. Where one of them is a pair (source, edit) or (start, end) it is a tuple,
-    never a list.
+    `mode`, `cross_replace`, `self_replace`, `blend`, `subtract` and `reweight` take one value for
+    all edits or a list, one an edit. Where one of them is a pair (source, edit) or (start, end) it
+    is a tuple, never a list.
 
     Args:
         model: the model that the inversion was made with.

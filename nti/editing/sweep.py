@@ -22,8 +22,8 @@ __all__ = ["OVER", "sweep"]
 OVER = ("reweight", "cross_replace", "self_replace", "guidance_scale")
 """The settings of `nti.edit` that a sweep may go over."""
 
-PER_EDIT = ("reweight", "cross_replace")
-"""Those of which each edit of a batch has its own; of the others a batch has one."""
+PER_EDIT = ("reweight", "cross_replace", "self_replace")
+"""Those of which each edit of a batch has its own; of the guidance scale a batch has one."""
 
 COLUMNS = 6
 
@@ -100,7 +100,7 @@ def sweep(
         return EditPlan.create(
             model.tokenizer, inversion.prompt, [prompt] * len(group), steps=inversion.steps,
             mode=mode, cross_replace=group if over == "cross_replace" else cross_replace,
-            self_replace=group[0] if over == "self_replace" else self_replace, blend=blend,
+            self_replace=group if over == "self_replace" else self_replace, blend=blend,
             subtract=subtract, reweight=weights, blend_start=blend_start,
             blend_threshold=blend_threshold,
         )  # fmt: skip

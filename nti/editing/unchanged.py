@@ -42,6 +42,6 @@ def _reason(plan: EditPlan, number: int, empty: bool) -> str:
     if clean(plan.prompts[number]) == clean(plan.source):
         return "its prompt is the source's: change a word, or weigh one by reweight"
     controls = plan.controls
-    if controls.inject_self == (0, plan.steps) and not controls.own_mix[:, number].any():
+    if controls.inject_self[number] == (0, plan.steps) and not controls.own_mix[:, number].any():
         return "its attention is the source's at every step: lower cross_replace and self_replace"
     return "lower cross_replace, self_replace or start, or weigh a word by reweight"

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from nti.editing.alignment import align_refine, align_replace
-from nti.editing.control_schedule import ControlSchedule, cross_windows, equalizer, self_window
+from nti.editing.control_schedule import ControlSchedule, cross_windows, equalizer, self_windows
 from nti.networks.tokenizer import TokenizedPrompt, Tokenizer
 
 T = 50
@@ -52,8 +52,7 @@ def test_settings_are_not_changed(target: TokenizedPrompt) -> None:
 
 
 def test_self_windows_count_steps() -> None:
-    assert self_window(0.5, T) == (0, 25)
-    assert self_window((0.1, 0.3), T) == (5, 15)
+    assert self_windows([0.5, (0.1, 0.3)], T) == ((0, 25), (5, 15))
 
 
 def test_every_occurrence_of_a_word_is_weighted() -> None:
@@ -65,7 +64,7 @@ def test_the_fold_follows_its_formula(source: TokenizedPrompt, target: Tokenized
     alignment = align_refine(source, target)
     a = cross_windows([{"default_": 0.5, "cat": 0.1}], [target], T)
     c = equalizer([{"big": 2.0}], [target])
-    schedule = ControlSchedule.create([alignment], a, c, (0, 25))
+    schedule = ControlSchedule.create([alignment], a, c, ((0, 25),))
     for step in (0, 10, 40):
         weight = (c * a[step])[0]
         expected = alignment.mapping @ torch.diag(weight)
@@ -79,7 +78,7 @@ def test_the_source_is_needed_while_a_window_is_open(source: TokenizedPrompt) ->
     def needed(window: object, inject: tuple[int, int]) -> list[int]:
         active = cross_windows([window], [source], T)
         c = equalizer([None], [source])
-        schedule = ControlSchedule.create([align_replace(source, source)], active, c, inject)
+        schedule = ControlSchedule.create([align_replace(source, source)], active, c, (inject,))
         return [i for i in range(T) if schedule.needs_source[i]]
 
     assert needed(0.4, (0, 0)) == list(range(20))
@@ -90,9 +89,11 @@ def test_the_source_is_needed_while_a_window_is_open(source: TokenizedPrompt) ->
 def test_self_rows_point_to_the_source_inside_the_window_only(source: TokenizedPrompt) -> None:
     active = cross_windows([0.5] * 2, [source] * 2, T)
     schedule = ControlSchedule.create(
-        [align_replace(source, source)] * 2, active, torch.ones(2, 77), (0, 25)
+        [align_replace(source, source)] * 2, active, torch.ones(2, 77), ((0, 25), (5, 35))
     )
     # Rows of a replayed batch: two unconditional edits, the source, two conditional edits.
-    assert schedule.control(3, 5, None).self_rows.tolist() == [0, 1, 2, 2, 2]
-    assert schedule.control(30, 5, None).self_rows.tolist() == [0, 1, 2, 3, 4]
+    assert schedule.control(3, 5, None).self_rows.tolist() == [0, 1, 2, 2, 4]
+    assert schedule.control(8, 5, None).self_rows.tolist() == [0, 1, 2, 2, 2]
+    assert schedule.control(30, 5, None).self_rows.tolist() == [0, 1, 2, 3, 2]
+    assert schedule.control(40, 5, None).self_rows.tolist() == [0, 1, 2, 3, 4]
     assert schedule.control(3, 5, None).fold.source_rows.tolist() == [2, 2]

@@ -200,3 +200,16 @@ def test_an_inversion_of_another_model_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match="got one made with tiny .* expected shapes"):
         edit(embedded, inversion, TIGER)
+
+
+def test_each_edit_has_its_own_windows(model: StableDiffusion, inversion: Inversion) -> None:
+    prompts = ["a dog sitting next to a mirror", "a tiger sitting next to a mirror"]
+    windows = [0.8, (0.2, 0.4)]
+    together = edit(model, inversion, prompts, cross_replace=0.2, self_replace=windows)
+    for number, (prompt, window) in enumerate(zip(prompts, windows, strict=True)):
+        alone = edit(model, inversion, prompt, cross_replace=0.2, self_replace=window)
+        assert_close(together.latents[:, number], alone.latents[:, 0])
+        other = edit(model, inversion, prompt, cross_replace=0.2, self_replace=windows[1 - number])
+        assert relative_error(other.latents[-1], alone.latents[-1]) > 1e-3
+    with pytest.raises(ValueError, match="self_replace: got a list of 1, expected 2"):
+        edit(model, inversion, prompts, self_replace=[0.5])

@@ -21,7 +21,7 @@ def cells(sheet: Image.Image, count: int) -> list[np.ndarray]:
     [
         ("reweight", [-2.0, 1.0, 8.0], [3]),
         ("cross_replace", [0.0, (0.2, 0.6), 1.0], [3]),
-        ("self_replace", [0.0, 1.0], [1, 1]),
+        ("self_replace", [0.0, 1.0], [2]),
         ("guidance_scale", [1, 6.0], [1, 1]),
     ],
     ids=["reweight", "cross", "self", "guidance"],
