@@ -26,6 +26,7 @@ ROOMS = (
     ("nti.contact_sheet",),
     ("nti.inversion",),
     ("nti.editing",),
+    ("nti.export",),
     ("nti.inspection", "nti.demo"),
     ("nti.cli",),
     ("nti", "nti.__main__"),

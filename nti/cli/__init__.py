@@ -1,5 +1,5 @@
 """The command line: `nti demo | invert | generate | reconstruct | edit | sweep | inpaint | align |
-attention | inspect | convert | methods`, one file a command.
+attention | inspect | convert | methods | plan | export`, one file a command.
 
 Nothing heavy is imported before a command runs, so `nti --help` answers at once.
 """
@@ -21,11 +21,13 @@ from nti.cli import (
     convert,
     demo,
     edit,
+    export,
     generate,
     inpaint,
     inspect,
     invert,
     methods,
+    plan,
     reconstruct,
     sweep,
 )
@@ -36,7 +38,7 @@ __all__ = ["main"]
 
 COMMANDS = (
     demo, invert, generate, reconstruct, edit, sweep, inpaint, align, attention, inspect, convert,
-    methods,
+    methods, plan, export,
 )  # fmt: skip
 """Each has `add`, which declares its options and says what runs it."""
 

@@ -23,6 +23,7 @@ SUFFIXES = {
     "inversion": (LATENTS,),
     "latents": (LATENTS,),
     "published": (LATENTS,),
+    "plan": (LATENTS,),
 }
 
 
@@ -32,7 +33,8 @@ def check_output(options: argparse.Namespace, path: Path, *kinds: str) -> Path:
     Args:
         options: all of the command, as some name files that are read.
         path: of the output. Its folder is made.
-        kinds: what the command may write there: `picture`, `inversion`, `latents`, `published`.
+        kinds: what the command may write there: `picture`, `inversion`, `latents`, `published`,
+            `plan`.
 
     Returns:
         The path.
@@ -89,8 +91,8 @@ def numbered(path: Path, count: int) -> list[Path]:
 
 
 def holds(path: Path, kind: str) -> bool:
-    """Whether a file is a `picture` that nti wrote, an `inversion`, `latents` or a `published`
-    inversion, by what is in it.
+    """Whether a file is a `picture` that nti wrote, an `inversion`, `latents`, a `published`
+    inversion or a `plan`, by what is in it.
     """
     return path.is_file() and RECOGNISED[kind](path)
 
@@ -152,4 +154,5 @@ RECOGNISED: dict[str, Callable[[Path], bool]] = {
     "inversion": lambda path: "inversion" in _header(path)[0],
     "latents": lambda path: _header(path)[1] == ["latents"],
     "published": lambda path: set(_header(path)[1]) == {"uncond_embeddings", "x_t"},
+    "plan": lambda path: "plan" in _header(path)[0],
 }

@@ -26,6 +26,8 @@ THRESHOLD = 0.3
 """Share of its maximum above which a word's map counts."""
 START = 0.2
 """Share of the steps before blending begins, at step int(0.2 T)."""
+POOL = 3
+"""Side of the window in which a blend word's map takes its maximum."""
 
 
 def blend_mask(
@@ -37,7 +39,7 @@ def blend_mask(
     """
     x = maps[:, None]
     if pool:
-        x = F.max_pool2d(x, 3, stride=1, padding=1)
+        x = F.max_pool2d(x, POOL, stride=1, padding=POOL // 2)
     x = F.interpolate(x, size=size)[:, 0]
     return x > threshold * x.amax(dim=(1, 2), keepdim=True)
 

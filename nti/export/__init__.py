@@ -1,0 +1,1 @@
+"""The steps as files that a runtime loads: graphs, the weights once, and a manifest."""

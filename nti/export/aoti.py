@@ -1,0 +1,54 @@
+"""Functions as packages that libtorch loads: machine code, made ahead of time, without weights."""
+
+import ctypes
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._inductor import aoti_compile_and_package, aoti_load_package
+from torch.export import ExportedProgram
+
+__all__ = ["load_package", "write_package"]
+
+OPTIONS = {
+    # The weights are loaded once, for all packages.
+    "aot_inductor.package_constants_in_so": False,
+    # A program that loads it brings libtorch_cpu, and need not have what else PyTorch links.
+    "aot_inductor.link_libtorch": False,
+}
+
+
+def write_package(program: ExportedProgram, path: Path) -> None:
+    """Compile a program for this processor, which takes a minute or more."""
+    aoti_compile_and_package(program, package_path=str(path), inductor_configs=OPTIONS)
+
+
+def load_package(path: Path, weights: Mapping[str, Tensor]) -> Callable[..., Any]:
+    """Load a package, and give it its weights, which it does not copy.
+
+    A package that runs without weights crashes, so there is no other way to one here.
+
+    Args:
+        path: of the package.
+        weights: by name, contiguous, of which it takes those that it uses. They have to live as
+            long as it does.
+
+    """
+    _share_libtorch()
+    package: Any = aoti_load_package(str(path))
+    names = package.get_constant_fqns()
+    package.load_constants(
+        {name: weights[name] for name in names}, check_full_update=True, user_managed=True
+    )
+    run: Callable[..., Any] = package
+    return run
+
+
+@cache
+def _share_libtorch() -> None:
+    """Let packages find libtorch's functions, as `OPTIONS` does not link them."""
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)

@@ -1,0 +1,181 @@
+"""A model as a folder that a runtime loads: its functions, its weights once, and a manifest."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nti.arguments import a_choice, a_whole_number, shown
+from nti.errors import Callback, report
+from nti.export.functions import Function, functions_of
+from nti.export.manifest import (
+    BLEND,
+    FORMAT,
+    NAME,
+    WEIGHTS,
+    ExportError,
+    FunctionEntry,
+    Manifest,
+    Port,
+    file_entry,
+    function_entry,
+    optimization,
+    schedule_tables,
+    write_manifest,
+)
+from nti.export.trace import stored_weights, traced
+from nti.inversion.provenance import describe_versions
+from nti.inversion.settings import InversionSettings
+from nti.model import StableDiffusion
+
+__all__ = ["FORMATS", "export"]
+
+FORMATS = ("aoti", "onnx")
+
+SUFFIXES = {"aoti": ".pt2", "onnx": ".onnx"}
+
+FINGERPRINT = "fingerprint."
+"""What the names of a fingerprint's tensors begin with, which are no weights of a function."""
+
+
+def export(
+    model: StableDiffusion,
+    folder: str | Path,
+    *,
+    size: int | tuple[int, int] | None = None,
+    batch: int = 1,
+    edits: int = 1,
+    steps: int = 50,
+    formats: Sequence[str] = ("aoti",),
+    callback: Callback | None = None,
+) -> Manifest:
+    """Write the functions of `nti.export.functions` for one shape of their arguments.
+
+    Args:
+        model: any, in eager execution or not; the project's own kernels are left out.
+        folder: a new one, or one that holds an earlier export, which is replaced.
+        size: (width, height) of the image in pixels, or the side of a square; None: the model's.
+        batch: B images at once.
+        edits: E edits at once.
+        steps: T timesteps, for the manifest's tables alone.
+        formats: `aoti`, packages for libtorch on this processor, which take a minute each; `onnx`.
+        callback: called with (functions written, functions in all); see `nti.errors.Callback`.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ValueError: settings that do not fit; a folder that holds something else.
+        ModuleNotFoundError: `onnx` without the extra `export`.
+        Stopped: by the callback.
+
+    """
+    model.check_takes_latents_alone("export it")
+    chosen = [a_choice("formats", each, FORMATS) for each in formats]
+    if not chosen:
+        raise ValueError(f"formats: got none, expected some of {', '.join(FORMATS)}")
+    if model.unet.recompute:
+        raise ValueError(
+            "model: got one with memory='low', whose blocks cannot be traced, expected 'normal'"
+        )
+    shape = _size(model, size)
+    batch, edits = (a_whole_number(n, v, 1, 256) for n, v in (("batch", batch), ("edits", edits)))
+    settings = InversionSettings(steps=steps)
+    schedule = model.schedule(settings.steps)
+    folder = _emptied(Path(folder))
+    functions = functions_of(model, shape, batch, edits)
+    weights: dict[str, Tensor] = {}
+    for function in functions:
+        weights |= stored_weights(function.module)
+    samples = {FINGERPRINT + name: x for name, x in model.fingerprint.samples.items()}
+    save_file({**weights, **samples}, folder / WEIGHTS)
+    (folder / WEIGHTS).chmod(0o644)  # save_file lets nobody else read it
+    entries: dict[str, FunctionEntry] = {}
+    for number, function in enumerate(functions):
+        files = {kind: function.name + SUFFIXES[kind] for kind in chosen}
+        for kind, name in files.items():
+            _write(kind, function, folder / name)
+        with torch.no_grad():
+            outputs = function.module(*function.inputs.values())
+        entries[function.name] = function_entry(function, outputs, files)
+        report(callback, number + 1, len(functions))
+    by_name = {function.name: function for function in functions}
+    manifest = Manifest(
+        format=FORMAT,
+        model_name=model.config.name,
+        image=list(by_name["encode"].inputs["image"].shape),
+        latent=list(by_name["decode"].inputs["latent"].shape),
+        context=[1, *by_name["noise"].inputs["context"].shape[1:]],
+        batch=batch,
+        edits=edits,
+        steps=settings.steps,
+        guidance_scale=model.config.guidance_scale,
+        device=model.device.type,
+        dtype=str(model.dtype).removeprefix("torch."),
+        functions=entries,
+        weights={name: Port.of(name, x) for name, x in {**weights, **samples}.items()},
+        files={path.name: file_entry(path) for path in sorted(folder.iterdir())},
+        schedule=schedule_tables(schedule),
+        optimization=optimization(settings, model),
+        blend=dict(BLEND),
+        networks=json.dumps(model.fingerprint.numbers, sort_keys=True),
+        versions=_versions(model, chosen),
+    )
+    write_manifest(manifest, folder)
+    return manifest
+
+
+def _size(model: StableDiffusion, size: int | tuple[int, int] | None) -> tuple[int, int]:
+    """Return (width, height); ValueError for sides that the model does not take."""
+    side = model.config.image_size
+    width, height = (size, size) if isinstance(size, int) else size or (side, side)
+    multiple = model.config.granularity
+    if any(
+        a_whole_number("size", x, multiple, 8192, ", in pixels") % multiple for x in (width, height)
+    ):
+        raise ValueError(f"size: got {shown(size)}, expected multiples of {multiple}")
+    return width, height
+
+
+def _emptied(folder: Path) -> Path:
+    """Return the folder, new or without the export that it held. ExportError for another one."""
+    if folder.exists() and not folder.is_dir():
+        raise ExportError(f"{folder}: got a file, expected the name of a folder")
+    known = {NAME, WEIGHTS}
+    suffixes = tuple(SUFFIXES.values())
+    there = sorted(folder.iterdir()) if folder.exists() else []
+    for path in there:
+        if path.is_dir() or (path.name not in known and not path.name.endswith(suffixes)):
+            raise ExportError(
+                f"{folder}: got a folder that holds {path.name}, expected a new one, or one that"
+                " holds an export alone"
+            )
+    if there:
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _write(kind: str, function: Function, path: Path) -> None:
+    if kind == "aoti":
+        from nti.export.aoti import write_package
+
+        write_package(traced(function), path)
+        return
+    from nti.export.onnx import onnx_program, write_graph
+
+    write_graph(onnx_program(function), function, path, path.parent / WEIGHTS)
+
+
+def _versions(model: StableDiffusion, formats: Sequence[str]) -> dict[str, str]:
+    found = describe_versions(model)
+    made = {name: found[name] for name in ("nti", "torch")}
+    made["processor"] = torch.backends.cpu.get_cpu_capability()
+    if "onnx" in formats:
+        made |= {name: metadata.version(name) for name in ("onnx", "onnxscript")}
+    return made

@@ -1,0 +1,223 @@
+"""The functions that are exported: what a runtime calls, of tensors alone.
+
+Each is a module whose parameters are the model's. A runtime composes them as `nti.inversion` and
+`nti.editing` do; docs/embedding.md says how.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nti.model import StableDiffusion
+from nti.networks.control import AttentionControl, Fold
+from nti.sampling.schedule import StepCoefficients
+from nti.sampling.step import (
+    AdamState,
+    IterationInputs,
+    controlled_noise,
+    guided_step,
+    noise,
+    null_text_iteration,
+)
+
+__all__ = ["Function", "functions_of"]
+
+Outputs = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Function:
+    """One function, and inputs of the shapes that it is exported for."""
+
+    name: str
+    module: nn.Module
+    """Takes the inputs in their order, and gives a tuple of the outputs."""
+    inputs: dict[str, Tensor]
+    """Random ones, by name: all contiguous."""
+    outputs: tuple[str, ...]
+    """Their names, none of which an input has."""
+
+
+class _Part(nn.Module):
+    """A function of one network, under the name that its weights have in the file."""
+
+    def __init__(self, name: str, network: nn.Module, call: Callable[..., Outputs]) -> None:
+        super().__init__()
+        self.add_module(name, network)
+        self.call = call
+
+    def forward(self, *inputs: Tensor) -> Outputs:
+        """Call, and return what every reader may take as it lies: contiguous tensors."""
+        return tuple(x.contiguous() for x in self.call(*(x.contiguous() for x in inputs)))
+
+
+def functions_of(
+    model: StableDiffusion, size: tuple[int, int], batch: int, edits: int
+) -> list[Function]:
+    """Return all functions of a model.
+
+    Args:
+        model: whose weights they use, without the project's own kernels.
+        size: (width, height) of the image in pixels.
+        batch: B images at once of `noise`, `guided` and `iteration`.
+        edits: E edits at once of `controlled`, whose batch has 2 E + 1 rows: the edits'
+            unconditional rows, the source's conditional one, the edits'.
+
+    """
+    unet, vae, text = model.unet.with_backend("reference"), model.vae, model.text
+    make = _Inputs(model, size)
+
+    def encode(image: Tensor) -> Outputs:
+        return (vae.encode(image.to(vae.dtype)).to(image.dtype),)
+
+    def decode(latent: Tensor) -> Outputs:
+        return (vae.decode(latent.to(vae.dtype)).to(latent.dtype).clamp(-1.0, 1.0),)
+
+    def states(tokens: Tensor) -> Outputs:
+        return (text(tokens).to(model.state_dtype),)
+
+    def eps(latent: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        return noise(unet, latent, timestep, context)
+
+    def guided(
+        latent: Tensor, timestep: Tensor, uncond: Tensor, cond: Tensor, of_latent: Tensor,
+        of_eps: Tensor, guidance_scale: Tensor,
+    ) -> Outputs:  # fmt: skip
+        step = StepCoefficients(of_latent, of_eps)
+        return (guided_step(eps, latent, timestep, uncond, cond, step, guidance_scale),)
+
+    def controlled(
+        latent: Tensor, timestep: Tensor, context: Tensor, source_mix: Tensor, own_mix: Tensor,
+        source_rows: Tensor, self_rows: Tensor, words: Tensor,
+    ) -> Outputs:  # fmt: skip
+        control = AttentionControl(Fold(source_rows, source_mix, own_mix), self_rows, words)
+        predicted, maps = controlled_noise(unet, latent, timestep, context, control)
+        assert maps is not None
+        return predicted, maps.to(latent.dtype)
+
+    def iteration(
+        uncond: Tensor, mean: Tensor, square: Tensor, count: Tensor, active: Tensor,
+        latent: Tensor, timestep: Tensor, eps_cond: Tensor, target: Tensor, of_latent: Tensor,
+        of_eps: Tensor, guidance_scale: Tensor, learning_rate: Tensor,
+    ) -> Outputs:  # fmt: skip
+        made = null_text_iteration(
+            eps,
+            IterationInputs(
+                uncond, AdamState(mean, square, count), active, latent, timestep, eps_cond, target,
+                StepCoefficients(of_latent, of_eps), guidance_scale, learning_rate,
+            ),
+        )  # fmt: skip
+        adam = made.adam
+        return made.uncond, adam.mean, adam.square, adam.count, made.losses, made.reached
+
+    rows = 2 * edits + 1
+    timestep = {"timestep": make.timestep()}
+    step = {"of_latent": make.number(1.02), "of_eps": make.number(-0.05)}
+    w = {"guidance_scale": make.number(model.config.guidance_scale)}
+    return [
+        Function("text", _Part("text", text, states), {"tokens": make.tokens()}, ("states",)),
+        Function("encode", _Part("vae", vae, encode), {"image": make.image()}, ("latent",)),
+        Function("decode", _Part("vae", vae, decode), {"latent": make.latent(1)}, ("image",)),
+        Function(
+            "noise",
+            _Part("unet", unet, lambda *inputs: (eps(*inputs),)),
+            {"latent": make.latent(batch), **timestep, "context": make.context(batch)},
+            ("eps",),
+        ),
+        Function(
+            "guided",
+            _Part("unet", unet, guided),
+            {
+                "latent": make.latent(batch),
+                **timestep,
+                "uncond": make.context(batch),
+                "cond": make.context(batch),
+                **step,
+                **w,
+            },
+            ("next_latent",),
+        ),
+        Function(
+            "controlled",
+            _Part("unet", unet, controlled),
+            {
+                "latent": make.latent(rows),
+                **timestep,
+                "context": make.context(rows),
+                **make.control(edits),
+            },
+            ("eps", "maps"),
+        ),
+        Function(
+            "iteration",
+            _Part("unet", unet, iteration),
+            {
+                "uncond": make.context(batch),
+                "mean": 1e-9 * make.context(batch),
+                "square": 1e-16 * make.context(batch).square(),
+                "count": make.number(2.0).expand(batch).contiguous(),
+                "active": torch.ones(batch, dtype=torch.bool, device=model.device),
+                "latent": make.latent(batch),
+                **timestep,
+                "eps_cond": make.latent(batch),
+                "target": make.latent(batch),
+                **step,
+                **w,
+                "learning_rate": make.number(0.01),
+            },
+            ("new_uncond", "new_mean", "new_square", "new_count", "losses", "reached"),
+        ),
+    ]  # fmt: skip
+
+
+class _Inputs:
+    """Random inputs of a model's shapes, where it is."""
+
+    def __init__(self, model: StableDiffusion, size: tuple[int, int]) -> None:
+        config = model.config
+        self.width, self.height = size
+        self.side = config.vae.downsampling
+        self.channels = config.unet.latent_channels
+        self.tokens_each, self.context_width = config.text.context_length, config.text.width
+        self.vocabulary = config.text.vocab_size
+        self.train_steps = config.schedule.train_steps
+        self.device, self.dtype = model.device, model.state_dtype
+        self.generator = torch.Generator().manual_seed(0)
+
+    def _normal(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.generator).to(self.device, self.dtype)
+
+    def number(self, value: float) -> Tensor:
+        return torch.full((), value, device=self.device, dtype=self.dtype)
+
+    def timestep(self) -> Tensor:
+        return torch.full((), self.train_steps // 2, dtype=torch.int64, device=self.device)
+
+    def tokens(self) -> Tensor:
+        shape = (1, self.tokens_each)
+        return torch.randint(self.vocabulary, shape, generator=self.generator).to(self.device)
+
+    def image(self) -> Tensor:
+        return self._normal(1, 3, self.height, self.width).tanh()
+
+    def latent(self, rows: int) -> Tensor:
+        return self._normal(rows, self.channels, self.height // self.side, self.width // self.side)
+
+    def context(self, rows: int) -> Tensor:
+        return self._normal(rows, self.tokens_each, self.context_width)
+
+    def control(self, edits: int) -> dict[str, Tensor]:
+        """Return what `AttentionControl` holds, the second half of the self-attention injected."""
+        tokens, rows = self.tokens_each, 2 * edits + 1
+        source = torch.full((edits,), edits, dtype=torch.int64, device=self.device)
+        self_rows = torch.arange(rows, device=self.device)
+        self_rows[edits:] = edits
+        return {
+            "source_mix": self._normal(edits, tokens, tokens),
+            "own_mix": self._normal(edits, tokens),
+            "source_rows": source,
+            "self_rows": self_rows,
+            "words": (self._normal(1 + edits, tokens, 2 * edits) > 1).to(self.dtype),
+        }

@@ -1,0 +1,180 @@
+"""What is not the export that its manifest describes is refused, not computed."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nti import StableDiffusion
+from nti.export.export import export
+from nti.export.exported import Exported, load_exported
+from nti.export.manifest import ExportError, read_manifest
+from tiny import INPAINTING, make_model
+
+Change = Callable[[Path], None]
+
+
+def edited(change: Callable[[dict[str, Any]], None]) -> Change:
+    """Change the manifest."""
+
+    def do(folder: Path) -> None:
+        path = folder / "manifest.json"
+        found = json.loads(path.read_text())
+        change(found)
+        path.write_text(json.dumps(found))
+
+    return do
+
+
+def flipped(folder: Path) -> None:
+    path = folder / "weights.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+CHANGES: dict[str, tuple[Change, str]] = {
+    "unfinished": (lambda f: (f / "manifest.json").unlink(), "got no manifest.json, expected a"),
+    "no JSON": (lambda f: (f / "manifest.json").write_text("{"), "manifest: got text that is no"),
+    "format": (edited(lambda m: m.update(format="nti-export-9")), "got format 'nti-export-9'"),
+    "field": (edited(lambda m: m.pop("batch")), "manifest: .*batch"),
+    "one bit": (flipped, r"weights.safetensors: got \d+ bytes of SHA-256"),
+    "no graph": (lambda f: (f / "noise.onnx").unlink(), "noise.onnx: no such file"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_folder_that_has_changed_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    change, message = CHANGES[name]
+    change(copy)
+    with pytest.raises(ExportError, match=message):
+        load_exported(copy, "onnx")
+
+
+PACKAGES: dict[str, tuple[Change, str]] = {
+    "torch": (
+        edited(lambda m: m["versions"].update(torch="1.0")),
+        "made for torch 1.0, expected .* export on this machine",
+    ),
+    "processor": (
+        edited(lambda m: m["versions"].update(processor="AVX9")), "made for processor AVX9",
+    ),
+    "strides": (
+        edited(lambda m: m["weights"]["unet.conv_in.weight"].update(strides=[1, 2, 3, 4])),
+        r"unet.conv_in.weight: got float32 .*, expected .* with strides \(1, 2, 3, 4\)",
+    ),
+    "shape": (
+        edited(lambda m: m["weights"]["unet.conv_in.weight"].update(shape=[1, 2, 3, 4])),
+        r"unet.conv_in.weight: got float32 .*, expected float32 \(1, 2, 3, 4\)",
+    ),
+    "names": (edited(lambda m: m["weights"].pop("unet.conv_in.weight")), "other tensors than the"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_packages_for_something_else_are_refused(folder: Path, tmp_path: Path, name: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+
+    def packaged(manifest: dict[str, Any]) -> None:
+        for function in manifest["functions"].values():
+            function["files"]["aoti"] = "none.pt2"
+
+    edited(packaged)(copy)
+    change, message = PACKAGES[name]
+    change(copy)
+    with pytest.raises(ExportError, match=message):
+        load_exported(copy, "aoti")
+
+
+def test_a_format_that_was_not_exported_is_refused(folder: Path) -> None:
+    with pytest.raises(ExportError, match="got no aoti of .*text, .*--format aoti"):
+        load_exported(folder)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ((torch.zeros(2, 4, 8, 8),), "noise: got 1 inputs, expected 3: latent, timestep, context"),
+        (
+            (torch.zeros(2, 4, 8, 8), torch.tensor(1), torch.zeros(1, 77, 24)),
+            r"noise: latent: got float32 \(2, 4, 8, 8\), expected float32 \(1, 4, 8, 8\)",
+        ),
+        (
+            (torch.zeros(1, 4, 8, 8), torch.tensor(1.0), torch.zeros(1, 77, 24)),
+            r"noise: timestep: got float32 \(\), expected int64 \(\)",
+        ),
+    ],
+    ids=["number", "shape", "dtype"],
+)
+def test_other_inputs_are_refused(
+    exported: Exported, inputs: tuple[torch.Tensor, ...], message: str
+) -> None:
+    with pytest.raises(ExportError, match=message):
+        exported("noise", *inputs)
+    with pytest.raises(
+        ExportError, match="function: got 'step', expected one of controlled, decode"
+    ):
+        exported("step")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch": 0}, "batch: got 0, expected 1"),
+        ({"edits": 0}, "edits: got 0, expected 1"),
+        ({"steps": 0}, "steps: got 0"),
+        ({"size": 100}, "size: got 100, expected multiples of 16"),
+        ({"formats": []}, "formats: got none, expected some of aoti, onnx"),
+        ({"formats": ["xla"]}, "formats: got 'xla', expected one of aoti, onnx"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_fit_are_refused(
+    small: StableDiffusion, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        export(small, tmp_path / "x", **settings)
+    assert not (tmp_path / "x").exists()
+
+
+def test_models_that_cannot_be_exported_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="whose UNet takes 9 channels, .* to export it"):
+        export(make_model(INPAINTING), tmp_path / "x")
+    with pytest.raises(ValueError, match="memory='low', whose blocks cannot be traced"):
+        export(make_model(recompute=True), tmp_path / "x")
+
+
+def test_nothing_but_an_export_is_replaced(
+    small: StableDiffusion, folder: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("words")
+    with pytest.raises(ExportError, match="holds thesis.txt, expected a new one"):
+        export(small, mine)
+    with pytest.raises(ExportError, match="got a file, expected the name of a folder"):
+        export(small, mine / "thesis.txt")
+    assert (mine / "thesis.txt").read_text() == "words"
+
+
+def test_the_manifest_says_what_a_runtime_needs(small: StableDiffusion, folder: Path) -> None:
+    manifest = read_manifest(folder)
+    schedule = small.schedule(manifest.steps)
+    assert manifest.schedule["timesteps"] == list(schedule.timesteps)
+    z, eps = torch.randn(2, 5, dtype=torch.float64)
+    for i in range(schedule.steps):
+        tables = (manifest.schedule[way] for way in ("sample", "invert"))
+        down, up = ([t["of_latent"][i], t["of_eps"][i]] for t in tables)
+        assert torch.allclose(up[0] * (down[0] * z + down[1] * eps) + up[1] * eps, z)
+    assert len(manifest.optimization["learning_rate"]) == manifest.steps
+    assert (manifest.batch, manifest.edits) == (1, 2)
+    weights = manifest.files["weights.safetensors"]["bytes"]
+    graphs = sum(e["bytes"] for n, e in manifest.files.items() if n.endswith(".onnx"))
+    assert weights == (folder / "weights.safetensors").stat().st_size and graphs > 0

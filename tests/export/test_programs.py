@@ -1,0 +1,206 @@
+"""Two programs without Python, on libtorch and on onnxruntime, do what Python does.
+
+The embedded model is exported, the programs are built, a sample is inverted, sampled again and
+edited. It takes minutes, most of them for the compiler.
+"""
+
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+import nti
+from nti import Inversion, StableDiffusion
+from nti.demo import sample_image
+
+SOURCE, TARGET = "a red cross on wood", "a blue star on wood"
+STEPS = 10
+CPP = Path(__file__).parents[2] / "examples" / "cpp"
+PROGRAMS = {"nti-torch": "aoti", "nti-onnx": "onnx"}
+LIBRARIES = "libpng-dev libssl-dev nlohmann-json3-dev"
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def nti_command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "nti", *map(str, arguments)]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the programs, an export for each, a plan and a picture."""
+    folder = tmp_path_factory.mktemp("programs")
+    torch_root = Path(torch.__file__).parent
+    library = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
+    configured = subprocess.run(
+        ["cmake", "-S", CPP, "-B", folder / "build", f"-DTORCH_ROOT={torch_root}",
+         f"-DONNXRUNTIME_LIBRARY={library}"],
+        capture_output=True, text=True,
+    ) if shutil.which("cmake") else None  # fmt: skip
+    if configured is None or configured.returncode:
+        why = f"the programs need cmake, a C++ compiler and {LIBRARIES}"
+        if os.environ.get("CI"):
+            pytest.fail(f"{why}: {configured and configured.stderr}")
+        pytest.skip(why)
+    with Image.open(sample_image("red-cross")) as image:
+        image.convert("RGB").save(folder / "image.png")
+    exports = [
+        subprocess.Popen(
+            nti_command("export", "--format", each, "--steps", STEPS, "-q", "-o", folder / each),
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for each in PROGRAMS.values()
+    ]  # fmt: skip
+    subprocess.run(["cmake", "--build", folder / "build"], check=True, capture_output=True)
+    plan = ["plan", "--source", SOURCE, "--steps", STEPS, "--prompt", TARGET]
+    subprocess.run(
+        nti_command(*plan, "--blend", "cross:star", "-o", folder / "plan.safetensors"), check=True
+    )
+    assert [each.wait() for each in exports] == [0, 0]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(work: Path) -> Run:
+    def start(program: str, command: str, *files: object, **environment: str):  # type: ignore[no-untyped-def]
+        """Run a program with nothing in its environment, as it has to bring all that it needs."""
+        arguments = [work / "build" / program, "--threads", "1", command, work / PROGRAMS[program]]
+        return subprocess.run(
+            [*map(str, arguments), *map(str, files)], env=environment, capture_output=True,
+            text=True, cwd=work,
+        )  # fmt: skip
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def own(embedded: StableDiffusion, work: Path) -> Inversion:
+    """Python's inversion of the same picture."""
+    return nti.invert(embedded, work / "image.png", SOURCE, steps=STEPS)
+
+
+@pytest.fixture(scope="module", params=PROGRAMS)
+def program(request: pytest.FixtureRequest, run: Run) -> str:
+    """A program that has inverted the picture."""
+    name: str = request.param
+    made = run(name, "invert", "plan.safetensors", "image.png", f"{name}.nti.safetensors")
+    assert made.returncode == 0, made.stderr
+    return name
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"), int)
+
+
+def test_it_inverts_as_python_does(program: str, work: Path, own: Inversion) -> None:
+    found = Inversion.load(work / f"{program}.nti.safetensors")
+    assert torch.equal(found.losses.isnan(), own.losses.isnan())  # as many iterations
+    assert (~own.losses.isnan()).sum() > STEPS
+    assert (found.uncond - own.uncond).abs().max() < 5e-3
+    assert (found.latents - own.latents).abs().max() < 1e-4
+    assert (found.pivot - own.pivot).abs().max() < 1e-4
+    assert found.placement == own.placement
+    assert found.made is not None and own.made is not None
+    assert found.made.image_sha256 == own.made.image_sha256
+
+
+def test_python_goes_on_with_its_inversion(
+    program: str, work: Path, embedded: StableDiffusion, own: Inversion
+) -> None:
+    """Its model is known again, and its digest and sizes are right."""
+    found = Inversion.load(work / f"{program}.nti.safetensors")
+    ours, theirs = (np.asarray(nti.reconstruct(embedded, x), int) for x in (own, found))
+    assert abs(ours - theirs).max() <= 1
+
+
+def test_it_samples_and_edits_as_python_does(
+    program: str, run: Run, work: Path, embedded: StableDiffusion, own: Inversion
+) -> None:
+    own.save(work / "own.nti.safetensors")
+    files = ("own.nti.safetensors", "plan.safetensors")
+    for command in ("reconstruct", "edit"):
+        done = run(program, command, *files, f"{program}-{command}.png")
+        assert done.returncode == 0, done.stderr
+    expected = np.asarray(nti.reconstruct(embedded, own), int)
+    assert abs(pixels(work / f"{program}-reconstruct.png") - expected).max() <= 1
+    edit = nti.edit(embedded, own, TARGET, blend=("cross", "star"))
+    assert abs(pixels(work / f"{program}-edit.png") - np.asarray(edit.images[0], int)).max() <= 1
+    assert edit.masks is not None and not edit.masks[-1].all()
+
+
+def test_numbers_are_read_as_python_writes_them(
+    program: str, run: Run, work: Path, own: Inversion
+) -> None:
+    """The digest is over text, so each has to be written with the same digits."""
+    g = torch.Generator().manual_seed(0)
+    wide = torch.rand(300, generator=g, dtype=torch.float64) * 10 ** torch.randint(
+        -12, 20, (300,), generator=g
+    )
+    edges = [0.0, -0.0, 1.0, 1e-4, 9.999e-5, 1e15, 1e16, 5e-324, 1.7976931348623157e308, 0.1]
+    assert own.made is not None
+    settings = {**own.made.settings, "numbers": [*wide.tolist(), *edges], "text": '\u00e9\n\x7f"'}
+    made = dataclasses.replace(own.made, settings=settings)
+    dataclasses.replace(own, made=made).save(work / "numbers.nti.safetensors")
+    files = ("numbers.nti.safetensors", "plan.safetensors", f"{program}-numbers.png")
+    done = run(program, "reconstruct", *files)
+    assert done.returncode == 0, done.stderr
+
+
+def test_there_is_no_python_in_the_process(program: str, run: Run) -> None:
+    files = (f"{program}.nti.safetensors", "plan.safetensors", f"{program}-again.png")
+    done = run(program, "reconstruct", *files, LD_DEBUG="files")
+    assert done.returncode == 0 and "libc.so" in done.stderr
+    assert re.search("libtorch_cpu|libonnxruntime", done.stderr)
+    assert "libpython" not in done.stderr and "torch_python" not in done.stderr
+
+
+REFUSED = {
+    "another size": ("invert", "plan.safetensors", "small.png", "x", "got 64x64 pixels, expected"),
+    "no picture": ("invert", "plan.safetensors", "plan.safetensors", "x", "plan.safetensors: "),
+    "no plan": ("invert", "own.nti.safetensors", "image.png", "x", 'without "plan"'),
+    "another prompt": ("edit", "own.nti.safetensors", "other.safetensors", "x.png", 'for "a cat"'),
+    "other steps": ("edit", "own.nti.safetensors", "long.safetensors", "x.png", "in 50 steps"),
+    "one bit": ("edit", "bit.nti.safetensors", "plan.safetensors", "x.png", "with its digest"),
+    "no file": ("edit", "none", "plan.safetensors", "x.png", "none: cannot be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_fit_is_refused(
+    program: str, run: Run, work: Path, own: Inversion, case: str
+) -> None:
+    own.save(work / "own.nti.safetensors")
+    Image.new("RGB", (64, 64)).save(work / "small.png")
+    data = bytearray((work / "own.nti.safetensors").read_bytes())
+    data[-1] ^= 1
+    (work / "bit.nti.safetensors").write_bytes(data)
+    for name, source, steps in (("other", "a cat", STEPS), ("long", SOURCE, 50)):
+        if not (work / f"{name}.safetensors").exists():
+            plan = ["plan", "--source", source, "--steps", steps, "--prompt", TARGET]
+            subprocess.run(nti_command(*plan, "-o", work / f"{name}.safetensors"), check=True)
+    command, *files, message = REFUSED[case]
+    done = run(program, command, *files)
+    assert done.returncode == 2 and message in done.stderr
+    assert not (work / "x").exists() and not (work / "x.png").exists()
+
+
+def test_a_folder_that_has_changed_is_refused(program: str, run: Run, work: Path) -> None:
+    weights = work / PROGRAMS[program] / "weights.safetensors"
+    data = weights.read_bytes()
+    try:
+        weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        done = run(program, "edit", "own.nti.safetensors", "plan.safetensors", "x.png")
+    finally:
+        weights.write_bytes(data)
+    assert done.returncode == 2 and "was changed since it was exported" in done.stderr
