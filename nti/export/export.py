@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nti.arguments import a_choice, a_whole_number, shown
 from nti.errors import Callback, report
-from nti.export.functions import Function, functions_of
+from nti.export.functions import FUNCTIONS, Function, functions_of
 from nti.export.manifest import (
     BLEND,
     FORMAT,
@@ -52,6 +52,7 @@ def export(
     edits: int = 1,
     steps: int = 50,
     formats: Sequence[str] = ("aoti",),
+    only: Sequence[str] = FUNCTIONS,
     callback: Callback | None = None,
 ) -> Manifest:
     """Write the functions of `nti.export.functions` for one shape of their arguments.
@@ -64,6 +65,7 @@ def export(
         edits: E edits at once.
         steps: T timesteps, for the manifest's tables alone.
         formats: `aoti`, packages for libtorch on this processor, which take a minute each; `onnx`.
+        only: some of the functions, for a runtime that needs no others.
         callback: called with (functions written, functions in all); see `nti.errors.Callback`.
 
     Returns:
@@ -79,6 +81,9 @@ def export(
     chosen = [a_choice("formats", each, FORMATS) for each in formats]
     if not chosen:
         raise ValueError(f"formats: got none, expected some of {', '.join(FORMATS)}")
+    wanted = [a_choice("only", each, FUNCTIONS) for each in only]
+    if not wanted:
+        raise ValueError(f"only: got none, expected some of {', '.join(FUNCTIONS)}")
     if model.unet.recompute:
         raise ValueError(
             "model: got one with memory='low', whose blocks cannot be traced, expected 'normal'"
@@ -88,7 +93,8 @@ def export(
     settings = InversionSettings(steps=steps)
     schedule = model.schedule(settings.steps)
     folder = _emptied(Path(folder))
-    functions = functions_of(model, shape, batch, edits)
+    by_name = {each.name: each for each in functions_of(model, shape, batch, edits)}
+    functions = [each for name, each in by_name.items() if name in wanted]
     weights: dict[str, Tensor] = {}
     for function in functions:
         weights |= stored_weights(function.module)
@@ -104,7 +110,6 @@ def export(
             outputs = function.module(*function.inputs.values())
         entries[function.name] = function_entry(function, outputs, files)
         report(callback, number + 1, len(functions))
-    by_name = {function.name: function for function in functions}
     manifest = Manifest(
         format=FORMAT,
         model_name=model.config.name,

@@ -22,7 +22,9 @@ from nti.sampling.step import (
     null_text_iteration,
 )
 
-__all__ = ["Function", "functions_of"]
+__all__ = ["FUNCTIONS", "Function", "functions_of"]
+
+FUNCTIONS = ("text", "encode", "decode", "noise", "guided", "controlled", "iteration")
 
 Outputs = tuple[Tensor, ...]
 

@@ -131,6 +131,8 @@ def test_other_inputs_are_refused(
         ({"edits": 0}, "edits: got 0, expected 1"),
         ({"steps": 0}, "steps: got 0"),
         ({"size": 100}, "size: got 100, expected multiples of 16"),
+        ({"only": ["step"]}, "only: got 'step', expected one of text, encode"),
+        ({"only": []}, "only: got none, expected some of text, encode"),
         ({"formats": []}, "formats: got none, expected some of aoti, onnx"),
         ({"formats": ["xla"]}, "formats: got 'xla', expected one of aoti, onnx"),
     ],

@@ -25,6 +25,7 @@ from nti.demo import sample_image
 
 SOURCE, TARGET = "a red cross on wood", "a blue star on wood"
 STEPS = 10
+BLEND = ["--blend", "cross:star", "--blend-threshold", "0.6"]
 CPP = Path(__file__).parents[2] / "examples" / "cpp"
 PROGRAMS = {"nti-torch": "aoti", "nti-onnx": "onnx"}
 LIBRARIES = "libpng-dev libssl-dev nlohmann-json3-dev"
@@ -63,9 +64,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]  # fmt: skip
     subprocess.run(["cmake", "--build", folder / "build"], check=True, capture_output=True)
     plan = ["plan", "--source", SOURCE, "--steps", STEPS, "--prompt", TARGET]
-    subprocess.run(
-        nti_command(*plan, "--blend", "cross:star", "-o", folder / "plan.safetensors"), check=True
-    )
+    subprocess.run(nti_command(*plan, *BLEND, "-o", folder / "plan.safetensors"), check=True)
     assert [each.wait() for each in exports] == [0, 0]
     return folder
 
@@ -134,7 +133,7 @@ def test_it_samples_and_edits_as_python_does(
         assert done.returncode == 0, done.stderr
     expected = np.asarray(nti.reconstruct(embedded, own), int)
     assert abs(pixels(work / f"{program}-reconstruct.png") - expected).max() <= 1
-    edit = nti.edit(embedded, own, TARGET, blend=("cross", "star"))
+    edit = nti.edit(embedded, own, TARGET, blend=("cross", "star"), blend_threshold=0.6)
     assert abs(pixels(work / f"{program}-edit.png") - np.asarray(edit.images[0], int)).max() <= 1
     assert edit.masks is not None and not edit.masks[-1].all()
 

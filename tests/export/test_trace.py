@@ -4,11 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from nti.export.functions import Function, functions_of
+from nti.export.functions import FUNCTIONS, Function, functions_of
 from nti.export.trace import stored_weights, traced
 from tiny import V_TINY, make_model
-
-NAMES = ("text", "encode", "decode", "noise", "guided", "controlled", "iteration")
 
 
 def assert_same(function: Function) -> None:
@@ -21,7 +19,7 @@ def assert_same(function: Function) -> None:
         assert ours.is_contiguous() and torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_it_gives_the_same_numbers(functions: dict[str, Function], name: str) -> None:
     assert_same(functions[name])
 

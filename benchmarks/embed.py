@@ -1,0 +1,273 @@
+"""Exported steps beside eager ones: time, error, memory, start and size.
+
+    python benchmarks/embed.py steps                        the embedded model, 128 px
+    python benchmarks/embed.py steps --full --side 256      Stable Diffusion v1's width
+    python benchmarks/embed.py programs --build build       the programs of examples/cpp
+
+`steps` exports the model, and times the guided step, the controlled step and the iteration by each
+provider in turns, with every number of threads that is asked for. `--busy` keeps one core busy
+meanwhile. `programs` inverts a sample from file to file, without Python and with it.
+"""
+
+import argparse
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import nti
+from cases import random_model
+from nti.config import SD_V1
+from nti.demo import sample_image
+from nti.export.export import export
+from nti.export.exported import Exported, load_exported
+from nti.export.functions import Function, functions_of
+from nti.model import StableDiffusion
+from nti.networks.control import AttentionControl, Fold
+from nti.sampling.schedule import StepCoefficients
+from nti.sampling.step import AdamState, IterationInputs
+from rows import Row, make_row, write_rows
+from timing import interleaved
+
+TIMED = ("guided", "controlled", "iteration")
+
+Outputs = Sequence[Tensor]
+Call = Callable[[], Outputs]
+
+
+def by_steps(model: StableDiffusion, name: str, inputs: Sequence[Tensor]) -> Outputs:
+    """Call a model's own step with a function's inputs; the output that is compared comes first."""
+    steps = model.steps
+    if name == "guided":
+        *given, of_latent, of_eps, w = inputs
+        return (steps.guided_step(*given, StepCoefficients(of_latent, of_eps), w),)
+    if name == "controlled":
+        latent, timestep, context, source_mix, own_mix, source_rows, self_rows, words = inputs
+        control = AttentionControl(Fold(source_rows, source_mix, own_mix), self_rows, words)
+        return (steps.controlled_noise(latent, timestep, context, control)[0],)
+    uncond, mean, square, count, active, latent, timestep, eps_cond, target, a, b, w, rate = inputs
+    made = steps.null_text_iteration(
+        IterationInputs(
+            uncond, AdamState(mean, square, count), active, latent, timestep, eps_cond, target,
+            StepCoefficients(a, b), w, rate,
+        )
+    )  # fmt: skip
+    return (made.uncond,)
+
+
+def openvino_calls(folder: Path, functions: Sequence[Function], threads: int) -> dict[str, Call]:
+    """Return the forward functions by OpenVINO, which computes the iteration's gradient wrong."""
+    import openvino
+
+    core, calls = openvino.Core(), {}
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    for function in functions:
+        if function.name == "iteration":
+            continue
+        compiled = core.compile_model(str(folder / f"{function.name}.onnx"), "CPU", settings)
+        given = [x.numpy() for x in function.inputs.values()]
+        calls[function.name] = lambda run=compiled, given=given: [
+            torch.from_numpy(x) for x in list(run(given).values())
+        ]
+    return calls
+
+
+@contextlib.contextmanager
+def load(busy: bool) -> Iterator[None]:
+    """Keep a core busy, if that is asked for."""
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
+    try:
+        yield
+    finally:
+        if other is not None:
+            other.kill()
+            other.wait()
+
+
+def steps(options: argparse.Namespace) -> Iterator[list[Row]]:
+    """Yield the rows of each number of threads."""
+    cpu = torch.device("cpu")
+    model = (
+        random_model(SD_V1, torch.float32, cpu, whole=True) if options.full else nti.load_model()
+    )
+    side = options.side or model.config.image_size
+    formats = options.format
+    with tempfile.TemporaryDirectory(dir=options.work) as place:
+        folder = Path(place) / "export"
+        started = time.perf_counter()
+        manifest = export(model, folder, size=side, formats=formats, only=TIMED)
+        seconds = time.perf_counter() - started
+        size = sum(each["bytes"] for each in manifest.files.values()) / 2**20
+        weights = manifest.files["weights.safetensors"]["bytes"] / 2**20
+        where = f"{model.config.name}, {side} px"
+        yield [
+            make_row(
+                "embed", "+".join(formats), f"export of 3 functions, {where}",
+                milliseconds=[1e3 * seconds], quality=size, unit="MiB on disk",
+            ),
+            make_row("embed", "all", f"weights, {where}", quality=weights, unit="MiB on disk"),
+        ]  # fmt: skip
+        functions = [each for each in functions_of(model, (side, side), 1, 1) if each.name in TIMED]
+        for threads in options.threads:
+            torch.set_num_threads(threads)
+            rows, exported = [], {}
+            for each in formats:
+                started = time.perf_counter()
+                exported[each] = load_exported(folder, each, threads=threads)
+                seconds = time.perf_counter() - started
+                case = f"load 3 functions, {where}, {threads} threads"
+                rows.append(make_row("embed", each, case, milliseconds=[1e3 * seconds]))
+            other = (
+                openvino_calls(folder, functions, threads)
+                if "onnx" in formats and options.openvino
+                else {}
+            )
+            with load(options.busy):
+                for function in functions:
+                    rows += timed(model, function, exported, other, options, where, threads)
+            yield rows
+
+
+def timed(
+    model: StableDiffusion,
+    function: Function,
+    exported: Mapping[str, Exported],
+    other: Mapping[str, Call],
+    options: argparse.Namespace,
+    where: str,
+    threads: int,
+) -> list[Row]:
+    """Time one function by all providers in turns; the error is that against the reference."""
+    inputs = list(function.inputs.values())
+    providers: dict[str, Call] = {"eager": lambda: by_steps(model, function.name, inputs)}
+    for name, folder in exported.items():
+        providers[name] = lambda run=folder: run(function.name, *inputs)
+    if function.name in other:
+        providers["openvino"] = other[function.name]
+    with torch.no_grad():
+        expected = function.module(*inputs)[0]
+        errors = {
+            name: float((call()[0] - expected).abs().max() / expected.abs().max())
+            for name, call in providers.items()
+        }
+        times = interleaved(providers, options.repeats)
+    case = f"{function.name}, {where}, {threads} threads{', busy' if options.busy else ''}"
+    return [
+        make_row(
+            "embed", name, case, milliseconds=each, quality=errors[name], unit="relative error"
+        )
+        for name, each in times.items()
+    ]
+
+
+MEASURED = """
+import resource, subprocess, sys, time
+started = time.perf_counter()
+done = subprocess.run(sys.argv[1:], capture_output=True, text=True)
+seconds = time.perf_counter() - started
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+print(done.returncode, seconds, peak)
+"""
+"""Run a program from a small process: its peak would be at least that of a large one."""
+
+
+def measured(command: Sequence[object], code: int = 0) -> tuple[float, float]:
+    """Return the seconds and peak MiB of a command, which has to end with a code."""
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", MEASURED, *map(str, command)], capture_output=True, text=True,
+        check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    found, seconds, peak = done.stdout.split()
+    if int(found) != code:
+        raise RuntimeError(f"{command}: ended with {found}")
+    return float(seconds), float(peak)
+
+
+def programs(options: argparse.Namespace) -> Iterator[list[Row]]:
+    """Yield rows of whole programs with one thread: the start, and an inversion of 50 steps."""
+    from PIL import Image
+
+    with tempfile.TemporaryDirectory(dir=options.work) as place:
+        work = Path(place)
+        model = nti.load_model()
+        export(model, work / "export", formats=["aoti", "onnx"])
+        source = "a red cross on wood"
+        with Image.open(sample_image("red-cross")) as image:
+            image.convert("RGB").save(work / "image.png")
+        plan, out = work / "plan.safetensors", work / "x.nti.safetensors"
+        nti_command = [sys.executable, "-m", "nti"]
+        subprocess.run(
+            [*nti_command, "plan", "--source", source, "--prompt", source, "-o", plan], check=True
+        )
+        invert = ["invert", work / "export", plan, work / "image.png", out]
+        commands = {
+            "nti-torch": [options.build / "nti-torch", *invert],
+            "nti-onnx": [options.build / "nti-onnx", *invert],
+            "python": [*nti_command, "invert", work / "image.png", "--prompt", source, "-o", out],
+        }
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+        for _ in range(options.repeats):
+            for name, command in commands.items():
+                found[name].append(measured(command))
+                out.unlink()
+        rows = [
+            make_row(
+                "embed", name, "inversion from file to file, T = 50, 1 thread",
+                milliseconds=[1e3 * seconds for seconds, _ in each],
+                peak_mib=max(peak for _, peak in each),
+            )
+            for name, each in found.items()
+        ]  # fmt: skip
+        for name in ("nti-torch", "nti-onnx"):
+            start = [options.build / name, "edit", work / "export", "none", plan, "x.png"]
+            each = [measured(start, code=2) for _ in range(options.repeats)]
+            rows.append(
+                make_row(
+                    "embed",
+                    name,
+                    "start, until all functions are loaded",
+                    milliseconds=[1e3 * seconds for seconds, _ in each],
+                    peak_mib=max(peak for _, peak in each),
+                )  # fmt: skip
+            )
+        yield rows
+
+
+def main() -> None:
+    """Measure what is asked for, and write the rows."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["steps", "programs"])
+    parser.add_argument("--full", action="store_true", help="SD v1's width, random weights")
+    parser.add_argument("--side", type=int, help="pixels (default: the model's)")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--format", nargs="+", default=["aoti", "onnx"], choices=["aoti", "onnx"])
+    parser.add_argument("--openvino", action="store_true", help="time it, too, where installed")
+    parser.add_argument("--busy", action="store_true", help="beside a process that keeps a core")
+    parser.add_argument("--build", type=Path, help="the folder with the programs")
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--work", type=Path, help="where the export lies meanwhile")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args()
+    if options.what == "programs" and options.build is None:
+        parser.error("programs: needs --build FOLDER")
+    for rows in (steps if options.what == "steps" else programs)(options):
+        for row in rows:
+            print(
+                f"{row.provider:<12} {row.case:<60} {row.p50_ms:>10.1f} ms"
+                f" {row.peak_mib:>8.0f} MiB  {row.quality:g} {row.unit}",
+                flush=True,
+            )
+        write_rows(rows, options.out / "embed.csv")
+
+
+if __name__ == "__main__":
+    main()
