@@ -3,6 +3,7 @@
     python benchmarks/embed.py steps                        the embedded model, 128 px
     python benchmarks/embed.py steps --full --side 256      Stable Diffusion v1's width
     python benchmarks/embed.py programs --build build       the programs of examples/cpp
+    python benchmarks/embed.py report                       the tables of docs/embedding.md
 
 `steps` exports the model, and times the guided step, the controlled step and the iteration by each
 provider in turns, with every number of threads that is asked for. `--busy` keeps one core busy
@@ -12,6 +13,7 @@ meanwhile. `programs` inverts a sample from file to file, without Python and wit
 import argparse
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -33,7 +35,7 @@ from nti.model import StableDiffusion
 from nti.networks.control import AttentionControl, Fold
 from nti.sampling.schedule import StepCoefficients
 from nti.sampling.step import AdamState, IterationInputs
-from rows import Row, make_row, write_rows
+from rows import Row, make_row, read_rows, write_rows
 from timing import interleaved
 
 TIMED = ("guided", "controlled", "iteration")
@@ -240,12 +242,48 @@ def programs(options: argparse.Namespace) -> Iterator[list[Row]]:
         yield rows
 
 
+def report(path: Path, page: Path) -> None:
+    """Write the rows' tables between the page's marks: a line a case, a column a provider."""
+    rows = read_rows(path)
+    text = page.read_text("utf-8")
+    for name, wanted in PLACES.items():
+        some = [row for row in rows if wanted in row.case]
+        lines = table(some) if some else ["Not measured yet."]
+        place = re.compile(rf"(<!-- embed: {name} -->\n).*?(<!-- /embed -->)", re.DOTALL)
+        text = place.sub(lambda m, lines=lines: f"{m[1]}{chr(10).join(lines)}\n{m[2]}", text)
+    page.write_text(text, "utf-8")
+
+
+PLACES = {"steps": " threads", "programs": "T = 50", "start": "start,"}
+"""The places of the page, and what the cases of their rows hold."""
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """Lay rows out, with the machine that they were measured on."""
+    providers = list(dict.fromkeys(row.provider for row in rows))
+    lines = [f"| ms | {' | '.join(providers)} |", f"|---|{'---:|' * len(providers)}"]
+    for case in dict.fromkeys(row.case for row in rows):
+        found = {row.provider: row for row in rows if row.case == case}
+        cells = [cell(found[each]) if each in found else "" for each in providers]
+        lines.append(f"| {case} | {' | '.join(cells)} |")
+    last = rows[-1]
+    machines = ", ".join(sorted({row.device.rpartition(",")[0] for row in rows}))
+    return [*lines, "", f"Measured on {machines}, torch {last.torch}, commit {last.commit}."]
+
+
+def cell(row: Row) -> str:
+    """Return the median, with memory or size where that was measured."""
+    facts = [f"{row.peak_mib:.0f} MiB"] if row.peak_mib else []
+    facts += [f"{row.quality:.0f} {row.unit}"] if row.unit == "MiB on disk" else []
+    return ", ".join([*([f"{row.p50_ms:.1f}"] if row.p50_ms else []), *facts])
+
+
 def main() -> None:
     """Measure what is asked for, and write the rows."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["steps", "programs"])
+    parser.add_argument("what", choices=["steps", "programs", "report"])
     parser.add_argument("--full", action="store_true", help="SD v1's width, random weights")
     parser.add_argument("--side", type=int, help="pixels (default: the model's)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
@@ -259,6 +297,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.what == "programs" and options.build is None:
         parser.error("programs: needs --build FOLDER")
+    if options.what == "report":
+        report(options.out / "embed.csv", Path("docs/embedding.md"))
+        return
     for rows in (steps if options.what == "steps" else programs)(options):
         for row in rows:
             print(

@@ -1,14 +1,15 @@
 """The null-text paper's figures, on scenes whose true edit is known.
 
-    python benchmarks/shapes/ablations.py iterations strength guidance captions
+    python benchmarks/shapes/ablations.py iterations strength guidance captions background
 
 `iterations` (Fig. 4): PSNR of the reconstruction over the work of the UNet, for every method.
 `strength` (Fig. 8): how much is kept and how much is edited by SDEdit over its strength, with and
 without an inversion. `guidance` (Fig. 9): DDIM inversion at guidance 1 to 8, whether z_T is still
 like noise, and what comes back. `captions` (Fig. 12): inversion with another image's caption.
+`background` is no figure of the paper: what serves edits of the background, the weakest kind here.
 
-Each section becomes a file of rows. All are at the paper's w = 7.5 but `strength`, which is at the
-model's own.
+Each section becomes a file of rows. All are at the paper's w = 7.5 but `strength` and `background`,
+which are at the model's own.
 """
 
 import argparse
@@ -16,10 +17,11 @@ import csv
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,11 +30,11 @@ from PIL import Image
 from torch import Tensor
 
 import nti
-from edits import cases
+from edits import EditCase, cases, true_mask
 from evaluate import TEST, held_out, to_pixels, to_tensor
 from machine import commit, device, is_dirty
 from measure import psnr
-from nti import InversionSettings, StableDiffusion
+from nti import Inversion, InversionSettings, StableDiffusion
 from nti.inversion.ddim import ddim_invert
 from nti.inversion.methods import METHODS
 from nti.sampling.step import guided_noise
@@ -85,6 +87,10 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return float(found.mean()), float(low), float(high)
 
 
+Arm = Callable[[StableDiffusion, Inversion, EditCase, Scene], Image.Image]
+"""One way to make an edit."""
+
+
 @dataclass(frozen=True)
 class Bench:
     """What the sections share."""
@@ -117,7 +123,7 @@ class Bench:
 
     def inverted(
         self, captions: list[str], settings: InversionSettings
-    ) -> tuple[list[nti.Inversion], float, float]:
+    ) -> tuple[list[Inversion], float, float]:
         """Invert all scenes; return the inversions, GFLOP an image, and seconds."""
         counted, passes = counting(self.model)
         images = [Image.fromarray(render(scene)) for scene in self.scenes]
@@ -127,7 +133,7 @@ class Bench:
         work = passes.forward * self.gflop[0] + passes.backward * self.gflop[1]
         return made, work / len(made), seconds
 
-    def sampled_again(self, inversions: list[nti.Inversion]) -> list[float]:
+    def sampled_again(self, inversions: list[Inversion]) -> list[float]:
         """Return the PSNR of each reconstruction."""
         found = [nti.reconstruct_latents(self.model, made)[-1] for made in inversions]
         return self.reconstructions(torch.cat(found))
@@ -191,6 +197,75 @@ def strength(bench: Bench) -> Iterator[Figure]:
             yield bench.figure("strength", "edited", case, share, right, "%")
 
 
+def background(bench: Bench) -> Iterator[Figure]:
+    """Yield how often the background is right, and what the objects before it keep."""
+    for name, arms in BACKGROUND.items():
+        settings = InversionSettings(steps=bench.steps, method=name)
+        made, _, _ = bench.inverted(bench.captions, settings)
+        for arm, edited in arms.items():
+            found: list[tuple[float, float, float]] = []
+            for scene, inversion in zip(bench.scenes, made, strict=True):
+                case = next(each for each in cases(scene) if each.kind == "background")
+                pixels = np.asarray(edited(bench.model, inversion, case, scene))
+                near = nearness(pixels, render(case.edited), render(scene))
+                right = 100.0 * (case.read(pixels) == case.expected)
+                found.append((right, near.psnr_outside, near.psnr_inside))
+            right, outside, inside = zip(*found, strict=True)
+            for what, values, unit in (
+                ("correct", right, "%"), ("objects", outside, "dB"), ("background", inside, "dB"),
+            ):  # fmt: skip
+                yield bench.figure("background", what, f"{name}, {arm}", 0, values, unit)
+
+
+def _words_alone(**settings: Any) -> Arm:
+    """Prompt-to-Prompt that injects no attention."""
+
+    def edited(model: StableDiffusion, made: Inversion, case: EditCase, _: Scene) -> Image.Image:
+        free = {"cross_replace": 0.0, "self_replace": 0.0, **settings}
+        return nti.edit(model, made, case.prompt, **free).images[0]
+
+    return edited
+
+
+def _without_objects(
+    model: StableDiffusion, made: Inversion, case: EditCase, scene: Scene
+) -> Image.Image:
+    """The same, where the objects' words do not attend."""
+    words = tuple(dict.fromkeys(each.shape for each in scene.objects))
+    return _words_alone(subtract=(words, words))(model, made, case, scene)
+
+
+def _in_the_mask(strength: float) -> Arm:
+    """Blended latent diffusion outside of the objects, as a user would draw it."""
+
+    def edited(
+        model: StableDiffusion, made: Inversion, case: EditCase, scene: Scene
+    ) -> Image.Image:
+        mask = true_mask(case, scene)
+        return nti.masked(
+            model, made, case.prompt, mask=mask, strength=strength, seed=scene.seed
+        ).images[0]
+
+    return edited
+
+
+BACKGROUND: dict[str, dict[str, Arm]] = {
+    "null-text": {
+        "no injection": _words_alone(),
+        "objects subtracted": _without_objects,
+        "masked, 0.8 of the steps": _in_the_mask(0.8),
+        "masked, 0.9 of the steps": _in_the_mask(0.9),
+    },
+    "negative-prompt": {"no injection": _words_alone()},
+    "direct": {"no injection": _words_alone()},
+    "edit-friendly": {
+        "no injection": _words_alone(),
+        "from step 2": _words_alone(start=2),
+        "from step 4": _words_alone(start=4),
+    },
+}
+
+
 def guidance(bench: Bench) -> Iterator[Figure]:
     """Yield Fig. 9: inversion with guided noise, and sampling with the same."""
     model = bench.model
@@ -236,6 +311,7 @@ def gaussianity(latent: Tensor) -> Iterator[tuple[str, str, list[float]]]:
 
 
 SECTIONS = {
+    "background": background,
     "iterations": iterations,
     "strength": strength,
     "guidance": guidance,

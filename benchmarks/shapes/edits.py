@@ -6,11 +6,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from measure import Pixels, read_background, read_colour, read_pattern, read_shape
-from scene import BACKGROUNDS, COLOURS, PATTERNS, SHAPES, Scene
+from scene import BACKGROUNDS, COLOURS, PATTERNS, SHAPES, Scene, object_mask
 
-__all__ = ["KINDS", "EditCase", "cases"]
+__all__ = ["KINDS", "EditCase", "cases", "true_mask"]
 
 KINDS = ("colour", "shape", "pattern", "background")
 
@@ -68,6 +69,17 @@ def cases(scene: Scene) -> Iterator[EditCase]:
     edited = scene.with_background(background)
     read = partial(read_background, scene=edited)
     yield EditCase("background", edited, dict(WINDOWS["background"]), background, read)
+
+
+def true_mask(case: EditCase, scene: Scene) -> Image.Image:
+    """White where the edit is to be: the object's place before and after, or all but objects."""
+    count = len(scene.objects)
+    if case.kind == "background":
+        covered = np.max([object_mask(scene, i) for i in range(count)], axis=0)
+        return Image.fromarray(((covered < 0.5) * 255).astype(np.uint8))
+    changed = [i for i in range(count) if scene.objects[i] != case.edited.objects[i]]
+    places = [object_mask(each, i) for each in (scene, case.edited) for i in changed]
+    return Image.fromarray(((np.max(places, axis=0) > 0) * 255).astype(np.uint8))
 
 
 def _draw(rng: np.random.Generator, words: set[str]) -> str:

@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 
 import nti
-from edits import KINDS, EditCase, cases
+from edits import KINDS, EditCase, cases, true_mask
 from evaluate import TEST, held_out, to_pixels
 from machine import commit, commit_of, device, is_dirty
 from measure import Pixels, psnr
@@ -33,7 +33,7 @@ from nti import Inversion, InversionSettings, StableDiffusion
 from nti.inversion.methods import METHODS
 from nti.inversion.provenance import describe_versions
 from passes import counting, gflop_of
-from scene import Scene, object_mask, render
+from scene import Scene, render
 from truth import Nearness, nearness
 
 BATCH = 10
@@ -94,7 +94,7 @@ def masked(
     """In the true mask of what the words name: a user would draw it."""
     return [
         nti.masked(
-            model, inversion, case.prompt, mask=_true_mask(case, scene),
+            model, inversion, case.prompt, mask=true_mask(case, scene),
             strength=STRENGTH["masked"], seed=scene.seed,
         ).images[0]
         for case in edits
@@ -163,17 +163,6 @@ TRAINING = {
 """Passes of an editor that trains, of all edits of a scene, as forward ones: a backward pass takes
 as much to the embedding, and twice as much to the weights.
 """
-
-
-def _true_mask(case: EditCase, scene: Scene) -> Image.Image:
-    """White where the edit is to be: the object's place before and after, or all but objects."""
-    count = len(scene.objects)
-    if case.kind == "background":
-        covered = np.max([object_mask(scene, i) for i in range(count)], axis=0)
-        return Image.fromarray(((covered < 0.5) * 255).astype(np.uint8))
-    changed = [i for i in range(count) if scene.objects[i] != case.edited.objects[i]]
-    places = [object_mask(each, i) for each in (scene, case.edited) for i in changed]
-    return Image.fromarray(((np.max(places, axis=0) > 0) * 255).astype(np.uint8))
 
 
 def has_meaning(method: str, editor: str) -> bool:

@@ -1,7 +1,6 @@
 """A model as a folder that a runtime loads: its functions, its weights once, and a manifest."""
 
 import json
-import shutil
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -151,18 +150,17 @@ def _emptied(folder: Path) -> Path:
     """Return the folder, new or without the export that it held. ExportError for another one."""
     if folder.exists() and not folder.is_dir():
         raise ExportError(f"{folder}: got a file, expected the name of a folder")
-    known = {NAME, WEIGHTS}
-    suffixes = tuple(SUFFIXES.values())
+    written = {NAME, WEIGHTS, *(f"{name}{end}" for name in FUNCTIONS for end in SUFFIXES.values())}
     there = sorted(folder.iterdir()) if folder.exists() else []
     for path in there:
-        if path.is_dir() or (path.name not in known and not path.name.endswith(suffixes)):
+        if path.name not in written or not path.is_file():
             raise ExportError(
                 f"{folder}: got a folder that holds {path.name}, expected a new one, or one that"
                 " holds an export alone"
             )
-    if there:
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in there:
+        path.unlink()
     return folder
 
 

@@ -164,6 +164,10 @@ def test_nothing_but_an_export_is_replaced(
     with pytest.raises(ExportError, match="got a file, expected the name of a folder"):
         export(small, mine / "thesis.txt")
     assert (mine / "thesis.txt").read_text() == "words"
+    (mine / "thesis.txt").rename(mine / "thesis.onnx")
+    with pytest.raises(ExportError, match="holds thesis.onnx"):
+        export(small, mine)
+    assert (mine / "thesis.onnx").exists()
 
 
 def test_the_manifest_says_what_a_runtime_needs(small: StableDiffusion, folder: Path) -> None:
