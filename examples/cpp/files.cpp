@@ -1,12 +1,18 @@
 #include "files.h"
 
+#include <fcntl.h>
 #include <openssl/evp.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <charconv>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <string_view>
+#include <tuple>
 
 namespace nti {
 namespace {
@@ -73,30 +79,41 @@ std::string digest(const Json& header, const Json& entries, const char* body, si
 }
 
 // A safetensors file's JSON, and where its tensors begin.
-std::pair<Json, size_t> entries_of(const std::string& path, const std::string& bytes) {
+std::pair<Json, size_t> entries_of(const std::string& path, std::string_view bytes) {
   uint64_t length = 0;
   if (bytes.size() >= 8) std::memcpy(&length, bytes.data(), 8);
   if (bytes.size() < 8 || length > bytes.size() - 8)
     throw Refused(path + ": got no safetensors file");
   try {
-    return {Json::parse(bytes.begin() + 8, bytes.begin() + 8 + static_cast<long>(length)),
-            8 + length};
+    return {Json::parse(bytes.substr(8, length)), 8 + length};
   } catch (const Json::exception&) {
     throw Refused(path + ": got no safetensors file");
   }
 }
 
-Tensor tensor_of(const std::string& path, const Json& entry, const std::string& bytes,
-                 size_t start) {
+// What a file says of one tensor, once its bytes have proved to be there.
+struct Entry {
+  std::string dtype;
+  std::vector<int64_t> shape;
+  size_t first, past;
+};
+
+Entry entry_of(const std::string& path, const Json& entry, size_t start, size_t size) {
   auto dtype = DTYPES.find(entry.at("dtype").get<std::string>());
-  size_t first = start + entry.at("data_offsets").at(0).get<size_t>();
-  size_t past = start + entry.at("data_offsets").at(1).get<size_t>();
-  Tensor found{dtype == DTYPES.end() ? "" : dtype->second, entry.at("shape"), {}};
-  if (found.dtype.empty() || first > past || past > bytes.size() ||
-      past - first != found.count() * Tensor::width(found.dtype))
-    throw Refused(path + ": got a tensor that is cut, or of a type that is not read here");
-  found.bytes.assign(bytes.begin() + static_cast<long>(first),
-                     bytes.begin() + static_cast<long>(past));
+  if (dtype == DTYPES.end())
+    throw Refused(path + ": got a tensor of " + entry.at("dtype").get<std::string>() +
+                  ", expected float32: save it without --store");
+  Entry found{dtype->second, entry.at("shape"), entry.at("data_offsets").at(0).get<size_t>(),
+              entry.at("data_offsets").at(1).get<size_t>()};
+  size_t expected = Tensor::width(found.dtype);
+  for (int64_t side : found.shape) {
+    if (side < 0 || (side > 0 && expected > size / static_cast<size_t>(side)))
+      throw Refused(path + ": got a tensor that is larger than its file");
+    expected *= static_cast<size_t>(side);
+  }
+  if (found.first > found.past || found.past > size - start || found.past - found.first != expected)
+    throw Refused(path + ": got a tensor that is cut");
+  found.first += start, found.past += start;
   return found;
 }
 
@@ -130,8 +147,12 @@ TensorFile read_tensors(const std::string& path, const std::string& key) {
   found.header.erase("digest");
   if (digest(found.header, entries, bytes.data() + start, bytes.size() - start) != expected)
     throw Refused(path + ": does not agree with its digest: take another copy");
-  for (const auto& [name, entry] : entries.items())
-    found.tensors.emplace(name, tensor_of(path, entry, bytes, start));
+  for (const auto& [name, entry] : entries.items()) {
+    Entry each = entry_of(path, entry, start, bytes.size());
+    auto first = bytes.begin() + static_cast<long>(each.first);
+    auto past = bytes.begin() + static_cast<long>(each.past);
+    found.tensors.emplace(name, Tensor{each.dtype, each.shape, std::vector<char>(first, past)});
+  }
   return found;
 }
 
@@ -177,14 +198,37 @@ Json read_manifest(const std::string& folder, const std::string& format) {
   return manifest;
 }
 
-Tensors read_weights(const std::string& path, const std::string& prefix) {
-  std::string bytes = read_bytes(path);
-  auto [entries, start] = entries_of(path, bytes);
-  Tensors found;
-  for (const auto& [name, entry] : entries.items())
-    if (name.starts_with(prefix))
-      found.emplace(name.substr(prefix.size()), tensor_of(path, entry, bytes, start));
-  return found;
+MappedFile::MappedFile(const std::string& path) : path_(path) {
+  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  struct stat facts {};
+  if (file >= 0 && fstat(file, &facts) == 0 && facts.st_size > 0) {
+    size_ = static_cast<size_t>(facts.st_size);
+    void* mapped = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file, 0);
+    bytes_ = mapped == MAP_FAILED ? nullptr : static_cast<const char*>(mapped);
+  }
+  if (file >= 0) close(file);
+  if (bytes_ == nullptr) throw Refused(path + ": cannot be read");
+  try {
+    std::tie(entries_, start_) = entries_of(path, {bytes_, size_});
+  } catch (...) {
+    munmap(const_cast<char*>(bytes_), size_);
+    throw;
+  }
+}
+
+MappedFile::~MappedFile() { munmap(const_cast<char*>(bytes_), size_); }
+
+Tensor MappedFile::tensor(const std::string& name) const {
+  Entry each = entry_of(path_, entries_.at(name), start_, size_);
+  return {each.dtype, each.shape, std::vector<char>(bytes_ + each.first, bytes_ + each.past)};
+}
+
+const char* MappedFile::data(const std::string& name) const {
+  return bytes_ + entry_of(path_, entries_.at(name), start_, size_).first;
+}
+
+std::string MappedFile::dtype(const std::string& name) const {
+  return entry_of(path_, entries_.at(name), start_, size_).dtype;
 }
 
 }  // namespace nti

@@ -24,7 +24,27 @@ void write_tensors(const std::string& path, const std::string& key, Json header,
 // The manifest, once every file of the folder has proved to be as it was written.
 Json read_manifest(const std::string& folder, const std::string& format);
 
-// The tensors of the weights' file whose names begin with `prefix`, without it.
-Tensors read_weights(const std::string& path, const std::string& prefix);
+// A safetensors file in memory as the system maps it: nothing is read before it is used, and programs
+// that map the same file share it.
+class MappedFile {
+ public:
+  explicit MappedFile(const std::string& path);
+  ~MappedFile();
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+
+  bool has(const std::string& name) const { return entries_.contains(name); }
+  Tensor tensor(const std::string& name) const;  // a copy
+  // Where a tensor's bytes are, and what they are, for those who copy nothing.
+  const char* data(const std::string& name) const;
+  std::vector<int64_t> shape(const std::string& name) const { return entries_.at(name).at("shape"); }
+  std::string dtype(const std::string& name) const;
+
+ private:
+  std::string path_;
+  size_t size_ = 0, start_ = 0;
+  const char* bytes_ = nullptr;
+  Json entries_;
+};
 
 }  // namespace nti

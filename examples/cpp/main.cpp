@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
@@ -28,14 +29,15 @@ std::vector<uint8_t> read_png(const char* path, int width, int height) {
   image.version = PNG_IMAGE_VERSION;
   if (png_image_begin_read_from_file(&image, path) == 0)
     fail(std::string(path) + ": " + image.message);
+  if (image.format & PNG_FORMAT_FLAG_ALPHA)
+    fail(std::string(path) + ": got a transparent picture, expected one without: flatten it");
   image.format = PNG_FORMAT_RGB;
   if (static_cast<int>(image.width) != width || static_cast<int>(image.height) != height)
     fail(std::string(path) + ": got " + std::to_string(image.width) + "x" +
          std::to_string(image.height) + " pixels, expected " + std::to_string(width) + "x" +
          std::to_string(height) + ", for which the folder was exported: resize it");
   std::vector<uint8_t> pixels(PNG_IMAGE_SIZE(image));
-  png_color white{255, 255, 255};
-  if (png_image_finish_read(&image, &white, pixels.data(), 0, nullptr) == 0)
+  if (png_image_finish_read(&image, nullptr, pixels.data(), 0, nullptr) == 0)
     fail(std::string(path) + ": " + image.message);
   return pixels;
 }
@@ -56,7 +58,9 @@ int show(void*, int done, int total) {
 
 }  // namespace
 
-int main(int count, char** given) {
+namespace {
+
+int run(int count, char** given) {
   int threads = 1, first = 1;
   if (count > 2 && std::strcmp(given[1], "--threads") == 0) threads = std::atoi(given[2]), first = 3;
   if (count - first != 5) {
@@ -87,12 +91,27 @@ int main(int count, char** given) {
   } else if (command == "edit") {
     std::vector<uint8_t> pixels(size * edits);
     check(nti_edit(opened, files[1], files[2], pixels.data(), show, nullptr));
-    std::string name = files[3], stem = name.substr(0, name.rfind('.'));
-    for (int e = 0; e < edits; e++)
-      write_png(edits == 1 ? name : stem + "-" + std::to_string(e + 1) + name.substr(stem.size()),
-                pixels.data() + e * size, width, height);
+    const std::filesystem::path name = files[3];
+    for (int e = 0; e < edits; e++) {
+      std::filesystem::path numbered = name;
+      if (edits > 1)
+        numbered.replace_filename(name.stem().string() + "-" + std::to_string(e + 1) +
+                                  name.extension().string());
+      write_png(numbered.string(), pixels.data() + e * size, width, height);
+    }
   } else {
     std::fprintf(stderr, USAGE, given[0], given[0], given[0]);
     return 2;
+  }
+  return 0;
+}
+
+}  // namespace
+
+int main(int count, char** given) {
+  try {
+    return run(count, given);
+  } catch (const std::exception& error) {
+    fail(error.what());
   }
 }

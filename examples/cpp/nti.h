@@ -20,15 +20,15 @@ typedef struct nti_model nti_model;
 
 typedef enum {
   NTI_OK = 0,
-  NTI_REFUSED = 1, /* a file or an argument that does not fit; nothing was computed */
+  NTI_REFUSED = 1, /* a file or an argument that does not fit; nothing was written */
   NTI_FAILED = 2   /* anything else: reading, writing, the runtime */
 } nti_status;
 
-/* Called after each timestep; a value other than 0 ends the run with NTI_FAILED. */
+/* Called after each timestep; a value other than 0 ends the run with NTI_FAILED. It must not throw. */
 typedef int (*nti_progress)(void* user, int done, int total);
 
-/* Load a folder. `threads` is the number that one call may use; libtorch has one such number for the
- * whole process. `*model` is set even where it fails, for `nti_last_error`: close it all the same. */
+/* Load a folder. `threads` is the number that one call may use; on libtorch it becomes that of the
+ * thread that calls. `*model` is set even where it fails, for `nti_last_error`: close it all the same. */
 nti_status nti_open(const char* folder, int threads, nti_model** model);
 void nti_close(nti_model* model);
 

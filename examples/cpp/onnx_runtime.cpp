@@ -137,7 +137,7 @@ class Graphs : public Runtime {
 const char* const runtime_format = "onnx";
 
 std::unique_ptr<Runtime> make_runtime(const std::string& folder, const Json& manifest,
-                                      int threads) {
+                                      const MappedFile&, int threads) {
   return std::make_unique<Graphs>(folder, manifest, threads);
 }
 

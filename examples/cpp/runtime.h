@@ -51,8 +51,12 @@ class Runtime {
                                   const std::vector<Tensor>& inputs) = 0;
 };
 
-// Each library has its own. `format` says which files of the manifest it reads.
-std::unique_ptr<Runtime> make_runtime(const std::string& folder, const Json& manifest, int threads);
+class MappedFile;
+
+// Each library has its own. The weights outlive the runtime. `runtime_format` says which files of the
+// manifest it reads.
+std::unique_ptr<Runtime> make_runtime(const std::string& folder, const Json& manifest,
+                                      const MappedFile& weights, int threads);
 extern const char* const runtime_format;
 
 }  // namespace nti

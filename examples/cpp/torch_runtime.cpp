@@ -6,6 +6,10 @@
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 #include <torch/version.h>
 
+#include <fstream>
+#include <set>
+#include <sstream>
+
 #include "files.h"
 #include "runtime.h"
 
@@ -23,18 +27,18 @@ at::Tensor view(const Tensor& tensor) {
 
 class Packages : public Runtime {
  public:
-  Packages(const std::string& folder, const Json& manifest, int threads)
-      : weights_(read_weights(folder + "/weights.safetensors", "")) {
-    check(manifest.at("versions"));
-    at::set_num_threads(threads);
+  Packages(const std::string& folder, const Json& manifest, const MappedFile& weights, int threads)
+      : threads_(threads) {
+    check(manifest);
     for (const auto& [name, entry] : manifest.at("functions").items()) {
       std::string path = folder + "/" + entry.at("files").at("aoti").get<std::string>();
       auto package = std::make_unique<torch::inductor::AOTIModelPackageLoader>(path, "model", true);
       std::unordered_map<std::string, at::Tensor> constants;
       for (const std::string& weight : package->get_constant_fqns()) {
-        auto found = weights_.find(weight);
-        if (found == weights_.end()) throw Refused(path + ": got no weight " + weight);
-        constants[weight] = view(found->second);
+        if (!weights.has(weight)) throw Refused(path + ": got no weight " + weight);
+        constants[weight] = at::from_blob(const_cast<char*>(weights.data(weight)),
+                                          weights.shape(weight),
+                                          TYPES.at(weights.dtype(weight)));
       }
       // Not copied: all packages share them. A package that runs without its weights crashes.
       package->load_constants(constants, false, true, true);
@@ -44,6 +48,7 @@ class Packages : public Runtime {
 
   std::vector<Tensor> run(const std::string& function, const std::vector<Tensor>& inputs) override {
     c10::InferenceMode mode;
+    at::set_num_threads(threads_);  // of the thread that calls
     std::vector<at::Tensor> given;
     for (const Tensor& input : inputs) given.push_back(view(input));
     std::vector<Tensor> outputs;
@@ -58,14 +63,29 @@ class Packages : public Runtime {
 
  private:
   // A package is machine code for one libtorch and one kind of processor.
-  static void check(const Json& versions) {
-    const std::string torch = versions.at("torch"), here = TORCH_VERSION;
+  static void check(const Json& manifest) {
+    const std::string torch = manifest.at("versions").at("torch"), here = TORCH_VERSION;
     if (torch.substr(0, torch.find('+')) != here.substr(0, here.find('+')))
       throw Refused("got packages for libtorch " + torch + ", expected " + here +
                     ", which is here: export with the PyTorch of that version");
-    if (versions.at("processor") != at::get_cpu_capability())
-      throw Refused("got packages for a processor with " + versions.at("processor").dump() +
-                    ", expected " + at::get_cpu_capability() + ": export on this machine");
+    const std::set<std::string> known = instructions();
+    for (const std::string each : manifest.at("instructions"))
+      if (!known.contains(each))
+        throw Refused("got packages for a processor with " + each +
+                      ", which this one does not have: export on this machine");
+  }
+
+  // What this processor knows, as Linux names it.
+  static std::set<std::string> instructions() {
+    std::ifstream file("/proc/cpuinfo");
+    std::set<std::string> found;
+    for (std::string line; std::getline(file, line);)
+      if (line.starts_with("flags") || line.starts_with("Features")) {
+        std::istringstream words(line.substr(line.find(':') + 1));
+        for (std::string word; words >> word;) found.insert(word);
+        break;
+      }
+    return found;
   }
 
   static std::string name_of(at::ScalarType type) {
@@ -74,7 +94,7 @@ class Packages : public Runtime {
     throw std::runtime_error("got an output of an unknown type");
   }
 
-  Tensors weights_;  // live as long as the packages, which do not own them
+  int threads_;
   std::map<std::string, std::unique_ptr<torch::inductor::AOTIModelPackageLoader>> packages_;
 };
 
@@ -83,8 +103,8 @@ class Packages : public Runtime {
 const char* const runtime_format = "aoti";
 
 std::unique_ptr<Runtime> make_runtime(const std::string& folder, const Json& manifest,
-                                      int threads) {
-  return std::make_unique<Packages>(folder, manifest, threads);
+                                      const MappedFile& weights, int threads) {
+  return std::make_unique<Packages>(folder, manifest, weights, threads);
 }
 
 }  // namespace nti

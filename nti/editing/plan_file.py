@@ -25,9 +25,11 @@ def write_plan(path: str | Path, plan: EditPlan, tokenizer: Tokenizer) -> None:
         tokenizer: that the plan was made with.
 
     Raises:
+        ValueError: a factor that float32 cannot hold.
         OSError: a path that cannot be written.
 
     """
+    plan.check_dtype(torch.float32)
     header = {
         "format": FORMAT,
         "source": plan.source,

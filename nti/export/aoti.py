@@ -18,6 +18,9 @@ OPTIONS = {
     "aot_inductor.package_constants_in_so": False,
     # A program that loads it brings libtorch_cpu, and need not have what else PyTorch links.
     "aot_inductor.link_libtorch": False,
+    # With as many threads as the caller sets. Else the number at export is compiled in: sums have
+    # places for so many threads, and more of them write past the end.
+    "cpp.dynamic_threads": True,
 }
 
 

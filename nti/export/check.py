@@ -1,7 +1,7 @@
 """Every exported function beside the model's own, on random inputs."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,11 +41,16 @@ class Difference:
 def differences(model: StableDiffusion, exported: Exported) -> Iterator[Difference]:
     """Compare all outputs of all functions: of the iteration the new embeddings, too.
 
-    Its loss and gradient can be right where Adam's update is not.
+    Its loss and gradient can be right where Adam's update is not. The inputs are others than those
+    that were traced. The iteration runs with all images active, and with one that has stopped.
     """
     manifest = exported.manifest
     size = (manifest.image[3], manifest.image[2])
-    for function in functions_of(model, size, manifest.batch, manifest.edits):
+    found = functions_of(model, size, manifest.batch, manifest.edits, seed=1)
+    (stopped,) = (each for each in found if each.name == "iteration")
+    active = torch.ones_like(stopped.inputs["active"])
+    found.append(replace(stopped, inputs={**stopped.inputs, "active": active}))
+    for function in found:
         if function.name not in manifest.functions:
             continue
         inputs = list(function.inputs.values())
@@ -56,6 +61,8 @@ def differences(model: StableDiffusion, exported: Exported) -> Iterator[Differen
             scale, allowed = theirs, TOLERANCES[manifest.dtype]
             if name == "new_uncond":
                 scale, allowed = theirs - function.inputs["uncond"], max(allowed, OF_UPDATE)
+                if not function.inputs["active"].any():
+                    scale, allowed = theirs, 0.0  # it keeps its embedding
             yield Difference(function.name, name, _difference(ours, theirs, scale), allowed)
 
 

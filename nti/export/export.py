@@ -1,8 +1,11 @@
 """A model as a folder that a runtime loads: its functions, its weights once, and a manifest."""
 
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Sequence
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 
 import torch
@@ -23,6 +26,8 @@ from nti.export.manifest import (
     Port,
     file_entry,
     function_entry,
+    instructions,
+    is_export,
     optimization,
     schedule_tables,
     write_manifest,
@@ -58,7 +63,7 @@ def export(
 
     Args:
         model: any, in eager execution or not; the project's own kernels are left out.
-        folder: a new one, or one that holds an earlier export, which is replaced.
+        folder: a new one, or one that holds an earlier export, which is replaced at the end.
         size: (width, height) of the image in pixels, or the side of a square; None: the model's.
         batch: B images at once.
         edits: E edits at once.
@@ -90,19 +95,45 @@ def export(
     shape = _size(model, size)
     batch, edits = (a_whole_number(n, v, 1, 256) for n, v in (("batch", batch), ("edits", edits)))
     settings = InversionSettings(steps=steps)
-    schedule = model.schedule(settings.steps)
-    folder = _emptied(Path(folder))
-    by_name = {each.name: each for each in functions_of(model, shape, batch, edits)}
+    model.schedule(settings.steps)  # too many steps show before the work
+    target = _replaceable(Path(folder))
+    if "onnx" in chosen:
+        import_module("nti.export.onnx")  # what is missing shows before the work
+    part = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        made = _write_all(model, part, shape, batch, edits, settings, chosen, wanted, callback)
+        if target.exists():
+            shutil.rmtree(target)
+        part.chmod(0o777 & ~_umask())
+        part.rename(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return made
+
+
+def _write_all(
+    model: StableDiffusion,
+    folder: Path,
+    size: tuple[int, int],
+    batch: int,
+    edits: int,
+    settings: InversionSettings,
+    formats: Sequence[str],
+    wanted: Sequence[str],
+    callback: Callback | None,
+) -> Manifest:
+    """Write the weights, the graphs, and the manifest at last."""
+    by_name = {each.name: each for each in functions_of(model, size, batch, edits)}
     functions = [each for name, each in by_name.items() if name in wanted]
     weights: dict[str, Tensor] = {}
     for function in functions:
         weights |= stored_weights(function.module)
     samples = {FINGERPRINT + name: x for name, x in model.fingerprint.samples.items()}
     save_file({**weights, **samples}, folder / WEIGHTS)
-    (folder / WEIGHTS).chmod(0o644)  # save_file lets nobody else read it
+    (folder / WEIGHTS).chmod(0o666 & ~_umask())  # save_file lets nobody else read it
     entries: dict[str, FunctionEntry] = {}
     for number, function in enumerate(functions):
-        files = {kind: function.name + SUFFIXES[kind] for kind in chosen}
+        files = {kind: function.name + SUFFIXES[kind] for kind in formats}
         for kind, name in files.items():
             _write(kind, function, folder / name)
         with torch.no_grad():
@@ -124,11 +155,12 @@ def export(
         functions=entries,
         weights={name: Port.of(name, x) for name, x in {**weights, **samples}.items()},
         files={path.name: file_entry(path) for path in sorted(folder.iterdir())},
-        schedule=schedule_tables(schedule),
+        schedule=schedule_tables(model.schedule(settings.steps)),
         optimization=optimization(settings, model),
         blend=dict(BLEND),
         networks=json.dumps(model.fingerprint.numbers, sort_keys=True),
-        versions=_versions(model, chosen),
+        versions=_versions(model, formats),
+        instructions=instructions() if "aoti" in formats else [],
     )
     write_manifest(manifest, folder)
     return manifest
@@ -146,22 +178,27 @@ def _size(model: StableDiffusion, size: int | tuple[int, int] | None) -> tuple[i
     return width, height
 
 
-def _emptied(folder: Path) -> Path:
-    """Return the folder, new or without the export that it held. ExportError for another one."""
-    if folder.exists() and not folder.is_dir():
+def _replaceable(folder: Path) -> Path:
+    """Return a folder's path; ExportError for one that holds anything but an export."""
+    target = Path(os.path.realpath(folder))
+    if target.exists() and not target.is_dir():
         raise ExportError(f"{folder}: got a file, expected the name of a folder")
+    there = sorted(path.name for path in target.iterdir()) if target.exists() else []
     written = {NAME, WEIGHTS, *(f"{name}{end}" for name in FUNCTIONS for end in SUFFIXES.values())}
-    there = sorted(folder.iterdir()) if folder.exists() else []
-    for path in there:
-        if path.name not in written or not path.is_file():
-            raise ExportError(
-                f"{folder}: got a folder that holds {path.name}, expected a new one, or one that"
-                " holds an export alone"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in there:
-        path.unlink()
-    return folder
+    foreign = [name for name in there if name not in written]
+    if foreign or (there and not is_export(target)):
+        raise ExportError(
+            f"{folder}: got a folder that holds {(foreign or there)[0]}, expected a new one, or one"
+            " that holds an export alone"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def _umask() -> int:
+    now = os.umask(0o077)
+    os.umask(now)
+    return now
 
 
 def _write(kind: str, function: Function, path: Path) -> None:
@@ -178,7 +215,6 @@ def _write(kind: str, function: Function, path: Path) -> None:
 def _versions(model: StableDiffusion, formats: Sequence[str]) -> dict[str, str]:
     found = describe_versions(model)
     made = {name: found[name] for name in ("nti", "torch")}
-    made["processor"] = torch.backends.cpu.get_cpu_capability()
     if "onnx" in formats:
         made |= {name: metadata.version(name) for name in ("onnx", "onnxscript")}
     return made

@@ -1,14 +1,17 @@
 """An exported folder in Python: to check it, to measure it, and to run the algorithms on it."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from nti.arguments import a_choice
 from nti.export.manifest import (
     WEIGHTS,
     ExportError,
@@ -16,8 +19,10 @@ from nti.export.manifest import (
     Manifest,
     Port,
     file_entry,
+    instructions,
     read_manifest,
 )
+from nti.fingerprint import NETWORKS, Fingerprint
 
 __all__ = ["Exported", "load_exported"]
 
@@ -29,6 +34,8 @@ class Exported:
     """The functions of a folder, each loaded."""
 
     manifest: Manifest
+    fingerprint: Fingerprint
+    """Of the model that was exported."""
     runs: Mapping[str, Run]
     """By name."""
 
@@ -71,6 +78,7 @@ def load_exported(
 
     """
     folder = Path(folder)
+    a_choice("format", format, ("aoti", "onnx"))
     manifest = read_manifest(folder)
     entries = manifest.functions
     if lacking := [name for name, entry in entries.items() if format not in entry.files]:
@@ -80,7 +88,13 @@ def load_exported(
         )
     _check_files(folder, manifest)
     load = _packages if format == "aoti" else _graphs
-    return Exported(manifest, load(folder, manifest, threads))
+    return Exported(manifest, _fingerprint(folder, manifest), load(folder, manifest, threads))
+
+
+def _fingerprint(folder: Path, manifest: Manifest) -> Fingerprint:
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        samples = {name: file.get_tensor(f"fingerprint.{name}") for name in NETWORKS}
+    return Fingerprint(samples, json.loads(manifest.networks))
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
@@ -99,14 +113,17 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
 def _packages(folder: Path, manifest: Manifest, threads: int | None) -> dict[str, Run]:
     from nti.export.aoti import load_package
 
-    made = manifest.versions
-    now = {"torch": torch.__version__, "processor": torch.backends.cpu.get_cpu_capability()}
-    for name, found in now.items():
-        if made.get(name) != found:
-            raise ExportError(
-                f"{folder}: got packages made for {name} {made.get(name)}, expected {found}, which"
-                " is here: export on this machine, with this PyTorch"
-            )
+    made = manifest.versions.get("torch")
+    if made != torch.__version__:
+        raise ExportError(
+            f"{folder}: got packages made for torch {made}, expected {torch.__version__}, which is"
+            " here: export with this PyTorch"
+        )
+    if lacking := sorted(set(manifest.instructions) - set(instructions())):
+        raise ExportError(
+            f"{folder}: got packages made for a processor with {lacking[0]}, which this one does"
+            " not have: export on this machine"
+        )
     weights = load_file(folder / WEIGHTS, device=manifest.device)
     if weights.keys() != manifest.weights.keys():
         raise ExportError(f"{folder / WEIGHTS}: got other tensors than the manifest: export anew")

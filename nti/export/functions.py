@@ -56,7 +56,7 @@ class _Part(nn.Module):
 
 
 def functions_of(
-    model: StableDiffusion, size: tuple[int, int], batch: int, edits: int
+    model: StableDiffusion, size: tuple[int, int], batch: int, edits: int, *, seed: int = 0
 ) -> list[Function]:
     """Return all functions of a model.
 
@@ -66,10 +66,11 @@ def functions_of(
         batch: B images at once of `noise`, `guided` and `iteration`.
         edits: E edits at once of `controlled`, whose batch has 2 E + 1 rows: the edits'
             unconditional rows, the source's conditional one, the edits'.
+        seed: of the inputs: other ones tell whether any was taken for a constant.
 
     """
     unet, vae, text = model.unet.with_backend("reference"), model.vae, model.text
-    make = _Inputs(model, size)
+    make = _Inputs(model, size, seed)
 
     def encode(image: Tensor) -> Outputs:
         return (vae.encode(image.to(vae.dtype)).to(image.dtype),)
@@ -160,7 +161,7 @@ def functions_of(
                 "mean": 1e-9 * make.context(batch),
                 "square": 1e-16 * make.context(batch).square(),
                 "count": make.number(2.0).expand(batch).contiguous(),
-                "active": torch.ones(batch, dtype=torch.bool, device=model.device),
+                "active": make.active(batch),
                 "latent": make.latent(batch),
                 **timestep,
                 "eps_cond": make.latent(batch),
@@ -177,7 +178,7 @@ def functions_of(
 class _Inputs:
     """Random inputs of a model's shapes, where it is."""
 
-    def __init__(self, model: StableDiffusion, size: tuple[int, int]) -> None:
+    def __init__(self, model: StableDiffusion, size: tuple[int, int], seed: int) -> None:
         config = model.config
         self.width, self.height = size
         self.side = config.vae.downsampling
@@ -186,16 +187,23 @@ class _Inputs:
         self.vocabulary = config.text.vocab_size
         self.train_steps = config.schedule.train_steps
         self.device, self.dtype = model.device, model.state_dtype
-        self.generator = torch.Generator().manual_seed(0)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.seed = seed
 
     def _normal(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self.generator).to(self.device, self.dtype)
 
     def number(self, value: float) -> Tensor:
-        return torch.full((), value, device=self.device, dtype=self.dtype)
+        scaled = value * (1 + 0.01 * self.seed)
+        return torch.full((), scaled, device=self.device, dtype=self.dtype)
 
     def timestep(self) -> Tensor:
-        return torch.full((), self.train_steps // 2, dtype=torch.int64, device=self.device)
+        t = (self.train_steps // 2 + 7 * self.seed) % self.train_steps
+        return torch.full((), t, dtype=torch.int64, device=self.device)
+
+    def active(self, rows: int) -> Tensor:
+        """Return all True for the seed 0; for others not the first."""
+        return torch.arange(rows, device=self.device) >= min(self.seed, 1)
 
     def tokens(self) -> Tensor:
         shape = (1, self.tokens_each)

@@ -33,6 +33,8 @@ __all__ = [
     "Port",
     "file_entry",
     "function_entry",
+    "instructions",
+    "is_export",
     "optimization",
     "read_manifest",
     "schedule_tables",
@@ -45,6 +47,10 @@ WEIGHTS = "weights.safetensors"
 
 BLEND = {"start": START, "threshold": THRESHOLD, "pool": POOL}
 """Local blend's defaults; a plan has a start and a threshold of its own."""
+
+
+FLAGS = ("flags", "Features")
+"""What Linux calls a processor's instructions: of x86, of ARM."""
 
 
 class ExportError(ValueError):
@@ -112,7 +118,9 @@ class Manifest:
     networks: str
     """What an inversion says of the model, as JSON: a runtime that writes one copies it."""
     versions: dict[str, str]
-    """Of nti, torch and the rest; and `processor`, whose instructions the packages need."""
+    """Of nti, torch and the rest."""
+    instructions: list[str]
+    """Of the processor, as Linux names them: what packages may use. None without packages."""
 
 
 def schedule_tables(schedule: Schedule) -> dict[str, Any]:
@@ -168,6 +176,25 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Write it. It is the last file of an export, so a folder without one is unfinished."""
     text = json.dumps(asdict(manifest), indent=1, sort_keys=True)
     write_file(folder / NAME, text.encode() + b"\n")
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder holds an export, of this format or another."""
+    try:
+        found = decode((folder / NAME).read_bytes(), dict[str, Any], "manifest")
+    except (OSError, ValueError):
+        return False
+    return str(found.get("format")).startswith("nti-export-")
+
+
+def instructions() -> list[str]:
+    """Return what this processor knows, as Linux names it; nothing elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+    named = (line.partition(":") for line in lines)
+    return next((sorted(words.split()) for name, _, words in named if name.strip() in FLAGS), [])
 
 
 def read_manifest(folder: Path) -> Manifest:

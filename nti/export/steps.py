@@ -26,10 +26,10 @@ def with_exported(model: StableDiffusion, exported: Exported) -> StableDiffusion
         ExportError: an export of another model.
 
     """
-    if exported.manifest.model_name != model.config.name:
+    if differing := exported.fingerprint.differing(model.fingerprint):
         raise ExportError(
-            f"model: got {model.config.name}, expected {exported.manifest.model_name}, which was"
-            " exported"
+            f"model: got {model.config.name} with another {' and '.join(differing)}, expected"
+            f" {exported.manifest.model_name} as it was exported"
         )
 
     def noise(latent: Tensor, timestep: Tensor, context: Tensor) -> Tensor:

@@ -73,3 +73,11 @@ def test_the_command_takes_an_inversion_or_a_prompt(
     assert "--steps: got 5, expected 10" in capsys.readouterr().err
     assert main(["plan", saved, *edit, "-o", saved]) == 2
     assert "which this command reads" in capsys.readouterr().err
+
+
+def test_a_factor_that_float32_cannot_hold_is_refused(tmp_path: Path) -> None:
+    tokenizer = Tokenizer()
+    plan = EditPlan.create(tokenizer, SOURCE, PROMPTS[0], steps=4, reweight={"dog": 1e300})
+    with pytest.raises(ValueError, match="reweight: got a factor of 1e.300, expected at most"):
+        write_plan(tmp_path / "p.safetensors", plan, tokenizer)
+    assert not (tmp_path / "p.safetensors").exists()

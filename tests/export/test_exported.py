@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import nti
 from nti import StableDiffusion
 from nti.export.export import export
 from nti.export.exported import Exported, load_exported
@@ -60,10 +61,10 @@ def test_a_folder_that_has_changed_is_refused(folder: Path, tmp_path: Path, name
 PACKAGES: dict[str, tuple[Change, str]] = {
     "torch": (
         edited(lambda m: m["versions"].update(torch="1.0")),
-        "made for torch 1.0, expected .* export on this machine",
+        "made for torch 1.0, expected .* export with this PyTorch",
     ),
     "processor": (
-        edited(lambda m: m["versions"].update(processor="AVX9")), "made for processor AVX9",
+        edited(lambda m: m.update(instructions=["avx9"])), "for a processor with avx9, which",
     ),
     "strides": (
         edited(lambda m: m["weights"]["unet.conv_in.weight"].update(strides=[1, 2, 3, 4])),
@@ -94,6 +95,8 @@ def test_packages_for_something_else_are_refused(folder: Path, tmp_path: Path, n
 
 
 def test_a_format_that_was_not_exported_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="format: got 'xla', expected one of aoti, onnx"):
+        load_exported(folder, "xla")
     with pytest.raises(ExportError, match="got no aoti of .*text, .*--format aoti"):
         load_exported(folder)
 
@@ -164,10 +167,27 @@ def test_nothing_but_an_export_is_replaced(
     with pytest.raises(ExportError, match="got a file, expected the name of a folder"):
         export(small, mine / "thesis.txt")
     assert (mine / "thesis.txt").read_text() == "words"
-    (mine / "thesis.txt").rename(mine / "thesis.onnx")
-    with pytest.raises(ExportError, match="holds thesis.onnx"):
-        export(small, mine)
-    assert (mine / "thesis.onnx").exists()
+    for name in ("thesis.onnx", "weights.safetensors", "manifest.json"):  # theirs, not ours
+        next(mine.iterdir()).rename(mine / name)
+        with pytest.raises(ExportError, match=f"holds {name}, expected a new one"):
+            export(small, mine)
+        assert (mine / name).read_text() == "words"
+
+
+def test_an_export_that_fails_leaves_the_earlier_one(
+    small: StableDiffusion, folder: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    with pytest.raises(nti.Stopped):
+        export(small, copy, only=["encode"], formats=["onnx"], callback=lambda done, total: True)
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+    export(small, copy, only=["encode"], formats=["onnx"])
+    assert sorted(path.name for path in copy.iterdir()) == [
+        "encode.onnx", "manifest.json", "weights.safetensors",
+    ]  # fmt: skip
 
 
 def test_the_manifest_says_what_a_runtime_needs(small: StableDiffusion, folder: Path) -> None:

@@ -22,10 +22,14 @@ from PIL import Image
 import nti
 from nti import Inversion, StableDiffusion
 from nti.demo import sample_image
+from nti.export.check import differences
+from nti.export.exported import load_exported
+from nti.inversion.tensor_file import read_tensors, write_tensors
 
 SOURCE, TARGET = "a red cross on wood", "a blue star on wood"
+TARGETS = [TARGET, "a red cross on sand"]
 STEPS = 10
-BLEND = ["--blend", "cross:star", "--blend-threshold", "0.6"]
+BLEND = ["--blend", "cross:star", "--subtract", "wood:wood", "--blend-threshold", "0.6"]
 CPP = Path(__file__).parents[2] / "examples" / "cpp"
 PROGRAMS = {"nti-torch": "aoti", "nti-onnx": "onnx"}
 LIBRARIES = "libpng-dev libssl-dev nlohmann-json3-dev"
@@ -55,16 +59,26 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(why)
     with Image.open(sample_image("red-cross")) as image:
         image.convert("RGB").save(folder / "image.png")
+    settings = ["--steps", STEPS, "--edits", len(TARGETS), "-q"]
     exports = [
         subprocess.Popen(
-            nti_command("export", "--format", each, "--steps", STEPS, "-q", "-o", folder / each),
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            nti_command("export", "--format", each, *settings, "-o", folder / each),
+            env={**os.environ, "OMP_NUM_THREADS": "2"},  # what runs with others, all the same
         )
         for each in PROGRAMS.values()
-    ]  # fmt: skip
+    ]
     subprocess.run(["cmake", "--build", folder / "build"], check=True, capture_output=True)
-    plan = ["plan", "--source", SOURCE, "--steps", STEPS, "--prompt", TARGET]
-    subprocess.run(nti_command(*plan, *BLEND, "-o", folder / "plan.safetensors"), check=True)
+    plans = {
+        "plan": (SOURCE, STEPS, TARGETS),
+        "other": ("a cat", STEPS, TARGETS),
+        "long": (SOURCE, 50, TARGETS),
+        "one": (SOURCE, STEPS, [TARGET]),
+    }
+    for name, (source, steps, targets) in plans.items():
+        prompts = [word for each in targets for word in ("--prompt", each)]
+        plan = ["plan", "--source", source, "--steps", steps, *prompts]
+        blend = BLEND if name == "plan" else []
+        subprocess.run(nti_command(*plan, *blend, "-o", folder / f"{name}.safetensors"), check=True)
     assert [each.wait() for each in exports] == [0, 0]
     return folder
 
@@ -133,9 +147,38 @@ def test_it_samples_and_edits_as_python_does(
         assert done.returncode == 0, done.stderr
     expected = np.asarray(nti.reconstruct(embedded, own), int)
     assert abs(pixels(work / f"{program}-reconstruct.png") - expected).max() <= 1
-    edit = nti.edit(embedded, own, TARGET, blend=("cross", "star"), blend_threshold=0.6)
-    assert abs(pixels(work / f"{program}-edit.png") - np.asarray(edit.images[0], int)).max() <= 1
-    assert edit.masks is not None and not edit.masks[-1].all()
+    edit = nti.edit(
+        embedded, own, TARGETS, blend=("cross", "star"), subtract=("wood", "wood"),
+        blend_threshold=0.6,
+    )  # fmt: skip
+    for number, image in enumerate(edit.images, start=1):
+        found = pixels(work / f"{program}-edit-{number}.png")
+        assert abs(found - np.asarray(image, int)).max() <= 1
+    assert edit.masks is not None and 0.05 < edit.masks[-1].float().mean() < 0.95
+
+
+def test_packages_run_from_python_with_any_number_of_threads(
+    work: Path, embedded: StableDiffusion
+) -> None:
+    exported = load_exported(work / "aoti")
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            assert [each for each in differences(embedded, exported) if not each.fits] == []
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_packages_take_inputs_in_any_order(work: Path) -> None:
+    exported = load_exported(work / "aoti")
+    g = torch.Generator().manual_seed(0)
+    latent = torch.randn(exported.manifest.latent, generator=g)
+    context = torch.randn(exported.manifest.context, generator=g)
+    turned = (latent.to(memory_format=torch.channels_last), context.mT.contiguous().mT)
+    t = torch.tensor(481)
+    expected = exported("noise", latent, t, context)[0]
+    assert torch.equal(exported("noise", turned[0], t, turned[1])[0], expected)
 
 
 def test_numbers_are_read_as_python_writes_them(
@@ -171,6 +214,9 @@ REFUSED = {
     "another prompt": ("edit", "own.nti.safetensors", "other.safetensors", "x.png", 'for "a cat"'),
     "other steps": ("edit", "own.nti.safetensors", "long.safetensors", "x.png", "in 50 steps"),
     "one bit": ("edit", "bit.nti.safetensors", "plan.safetensors", "x.png", "with its digest"),
+    "other edits": ("edit", "own.nti.safetensors", "one.safetensors", "x.png", "got 1 edits in 10"),
+    "half": ("edit", "half.nti.safetensors", "plan.safetensors", "x.png", "tensor of F16"),
+    "rows": ("edit", "rows.nti.safetensors", "plan.safetensors", "x.png", "uncond: expected"),
     "no file": ("edit", "none", "plan.safetensors", "x.png", "none: cannot be read"),
 }  # fmt: skip
 
@@ -184,10 +230,10 @@ def test_what_does_not_fit_is_refused(
     data = bytearray((work / "own.nti.safetensors").read_bytes())
     data[-1] ^= 1
     (work / "bit.nti.safetensors").write_bytes(data)
-    for name, source, steps in (("other", "a cat", STEPS), ("long", SOURCE, 50)):
-        if not (work / f"{name}.safetensors").exists():
-            plan = ["plan", "--source", source, "--steps", steps, "--prompt", TARGET]
-            subprocess.run(nti_command(*plan, "-o", work / f"{name}.safetensors"), check=True)
+    own.save(work / "half.nti.safetensors", dtype=torch.float16)
+    file = read_tensors(work / "own.nti.safetensors", "inversion")
+    forged = {**file.tensors, "uncond": file.tensors["uncond"][:2]}
+    write_tensors(work / "rows.nti.safetensors", "inversion", file.header, forged)
     command, *files, message = REFUSED[case]
     done = run(program, command, *files)
     assert done.returncode == 2 and message in done.stderr

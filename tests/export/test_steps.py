@@ -8,7 +8,7 @@ from nti import StableDiffusion
 from nti.export.exported import Exported
 from nti.export.manifest import ExportError
 from nti.export.steps import with_exported
-from tiny import make_model
+from tiny import TINY, make_model
 
 PROMPT, TARGETS = "a cat on a mat", ["a dog on a mat", "a cat on a red mat"]
 IMAGE = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -35,8 +35,8 @@ def test_a_batch_of_another_size_is_refused(small: StableDiffusion, exported: Ex
         nti.invert_batch(model, [IMAGE, IMAGE], [PROMPT, PROMPT], nti.InversionSettings(steps=6))
 
 
-def test_another_model_is_refused(exported: Exported) -> None:
-    other = make_model()
-    other.config = nti.config.SD_V1
-    with pytest.raises(ExportError, match="model: got .*, expected tiny, which was exported"):
+def test_other_weights_are_refused(exported: Exported) -> None:
+    other = make_model(TINY, torch.float32)
+    other.unet.conv_in.weight.mul_(2)
+    with pytest.raises(ExportError, match="model: got tiny with another unet, expected tiny as it"):
         with_exported(other, exported)
