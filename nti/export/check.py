@@ -46,11 +46,11 @@ def differences(model: StableDiffusion, exported: Exported) -> Iterator[Differen
     """
     manifest = exported.manifest
     size = (manifest.image[3], manifest.image[2])
-    found = functions_of(model, size, manifest.batch, manifest.edits, seed=1)
-    (stopped,) = (each for each in found if each.name == "iteration")
+    functions = functions_of(model, size, manifest.batch, manifest.edits, seed=1)
+    (stopped,) = (each for each in functions if each.name == "iteration")
     active = torch.ones_like(stopped.inputs["active"])
-    found.append(replace(stopped, inputs={**stopped.inputs, "active": active}))
-    for function in found:
+    functions.append(replace(stopped, inputs={**stopped.inputs, "active": active}))
+    for function in functions:
         if function.name not in manifest.functions:
             continue
         inputs = list(function.inputs.values())
