@@ -33,6 +33,7 @@ class Model {
   void invert(const std::string& plan_path, const uint8_t* pixels, const char* image_sha256,
               const std::string& output, const Progress& progress) {
     TensorFile plan = read_plan(plan_path);
+    check_output(output, "inversion");
     Tensor cond = states(plan.tensors.at("tokens").row(0));
     Tensor uncond = states(plan.tensors.at("null_tokens"));
     std::vector<Tensor> pivot = ddim_pivot(encoded(pixels), cond, progress);

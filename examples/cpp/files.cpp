@@ -182,6 +182,19 @@ void write_tensors(const std::string& path, const std::string& key, Json header,
   if (!file || error) throw std::runtime_error(path + ": cannot be written");
 }
 
+void check_output(const std::string& path, const std::string& key) {
+  if (std::filesystem::exists(path)) {
+    try {
+      read_tensors(path, key);
+    } catch (const std::exception&) {
+      throw Refused(path + ": is there and no " + key + ", expected a new name");
+    }
+  }
+  const std::string part = path + ".part";
+  if (!std::ofstream(part, std::ios::binary)) throw Refused(path + ": cannot be written");
+  std::filesystem::remove(part);
+}
+
 Json read_manifest(const std::string& folder, const std::string& format) {
   Json manifest = Json::parse(read_bytes(folder + "/manifest.json"), nullptr, false);
   if (!manifest.is_object() || manifest.value("format", "") != "nti-export-1")

@@ -21,6 +21,9 @@ TensorFile read_tensors(const std::string& path, const std::string& key);
 void write_tensors(const std::string& path, const std::string& key, Json header,
                    const Tensors& tensors);
 
+// Before the work: Refused where a result cannot be written, or would replace what is none.
+void check_output(const std::string& path, const std::string& key);
+
 // The manifest, once every file of the folder has proved to be as it was written.
 Json read_manifest(const std::string& folder, const std::string& format);
 

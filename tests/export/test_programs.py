@@ -217,6 +217,10 @@ REFUSED = {
     "other edits": ("edit", "own.nti.safetensors", "one.safetensors", "x.png", "got 1 edits in 10"),
     "half": ("edit", "half.nti.safetensors", "plan.safetensors", "x.png", "tensor of F16"),
     "rows": ("edit", "rows.nti.safetensors", "plan.safetensors", "x.png", "uncond: expected"),
+    "its own plan": (
+        "invert", "plan.safetensors", "image.png", "plan.safetensors", "is there and no inversion",
+    ),
+    "no folder": ("invert", "plan.safetensors", "image.png", "none/x", "none/x: cannot be written"),
     "no file": ("edit", "none", "plan.safetensors", "x.png", "none: cannot be read"),
 }  # fmt: skip
 
