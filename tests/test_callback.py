@@ -27,7 +27,7 @@ RUNS: dict[str, tuple[Callable[..., object], int]] = {
     "masactrl": (lambda m, _, i, c: nti.masactrl(m, i, TIGER, callback=c), 10),
     "sweep": (
         lambda m, _, i, c: nti.sweep(
-            m, i, TIGER, over="self_replace", values=[0.2, 0.4], callback=c
+            m, i, TIGER, over="guidance_scale", values=[2.0, 4.0], callback=c
         ), 20,
     ),
 }  # fmt: skip
