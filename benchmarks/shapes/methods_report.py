@@ -26,6 +26,9 @@ PLOTS = Path("docs")
 
 Rows = list[dict[str, str]]
 
+MARKERS = "os^D"
+"""Of lines, as there are more of them than colours."""
+
 
 def read(pattern: str) -> Rows:
     """Return the rows of the result files that fit a pattern."""
@@ -170,17 +173,23 @@ def curves(
     )
     for axis, name, label in zip(axes[0], names, labels, strict=True):
         some = [row for row in rows if row["name"] == name]
-        for case in dict.fromkeys(row["case"] for row in some):
+        for number, case in enumerate(dict.fromkeys(row["case"] for row in some)):
             mine = sorted((r for r in some if r["case"] == case), key=lambda r: float(r[x]))
-            at, value = numbers(mine, x), numbers(mine, "value")
+            at, value, low, high = (
+                [float(r[n]) for r in mine] for n in (x, "value", "low", "high")
+            )
+            if at == [0.0]:  # a bound: no work leads there
+                axis.axhline(value[0], color="black", linestyle=":", label=case)
+                continue
             errors = [
-                [v - lo for v, lo in zip(value, numbers(mine, "low"), strict=True)],
-                [hi - v for v, hi in zip(value, numbers(mine, "high"), strict=True)],
+                [v - lo for v, lo in zip(value, low, strict=True)],
+                [hi - v for v, hi in zip(value, high, strict=True)],
             ]
-            axis.errorbar(at, value, errors, marker="o", markersize=3, capsize=2, label=case)
-        axis.set(xlabel=label, ylabel=f"{name}, {some[0]['unit']}")
+            look = {"color": f"C{number % 10}", "marker": MARKERS[number // 10]}
+            axis.errorbar(at, value, errors, markersize=4, capsize=2, label=case, **look)
+        axis.set(xlabel=label, ylabel=", ".join(filter(None, (name, some[0]["unit"]))))
         axis.grid(alpha=0.3)
-    axes[0][-1].legend(fontsize=6)
+    axes[0][-1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
 
@@ -201,7 +210,8 @@ def figure_table(rows: Rows, x: str) -> str:
     return "\n".join([*grid(["figure", "value", "GFLOP an image"], cells), source(rows, scenes)])
 
 
-FIGURES = {
+FIGURES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "background": ("", ()),
     "iterations": ("N =", ("reconstruction",)),
     "captions": ("N =", ("reconstruction",)),
     "strength": ("t0 =", ("kept", "edited")),
@@ -210,13 +220,25 @@ FIGURES = {
 """The sections of `ablations.py`: what their axis is called, and what is plotted."""
 
 
+def arms(rows: Rows) -> str:
+    """Return a section without an axis: a line an arm, a column a figure."""
+    names = list(dict.fromkeys(f"{row['name']}, {row['unit']}" for row in rows))
+    cells: dict[str, list[str]] = {}
+    for row in rows:
+        value, low, high = (f"{float(row[column]):.1f}" for column in ("value", "low", "high"))
+        cells.setdefault(row["case"], []).append(f"{value} ({low} .. {high})")
+    scenes = f"Mean over {rows[0]['scenes']} scenes with its 95 % interval"
+    return "\n".join([*grid(["", *names], cells), source(rows, scenes)])
+
+
 def figure(section: str) -> str:
     """Draw a section's plot, and return its table."""
     rows, (x, plotted) = read(f"ablation-{section}.csv"), FIGURES[section]
+    if not plotted:
+        return arms(rows)
     over = "gflop" if section == "iterations" else "x"
     label = "GFLOP of the UNet for one image" if over == "gflop" else x.rstrip(" =")
-    drawn = [r for r in rows if float(r[over]) > 0 or section != "guidance"]
-    curves(drawn, plotted, PLOTS / f"methods-{section}.png", [label] * len(plotted), over)
+    curves(rows, plotted, PLOTS / f"methods-{section}.png", [label] * len(plotted), over)
     return figure_table(rows, x)
 
 
