@@ -1,6 +1,7 @@
 """Functions as packages that libtorch loads: machine code, made ahead of time, without weights."""
 
 import ctypes
+import warnings
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._inductor import aoti_compile_and_package, aoti_load_package
+from torch._inductor.cpu_vec_isa import pick_vec_isa
 from torch.export import ExportedProgram
 
 __all__ = ["load_package", "write_package"]
@@ -25,7 +27,16 @@ OPTIONS = {
 
 
 def write_package(program: ExportedProgram, path: Path) -> None:
-    """Compile a program for this processor, which takes a minute or more."""
+    """Compile a program for this processor, which takes a minute or more.
+
+    Warns where the compiler's test of the processor's vectors fails, as once in a cold cache.
+    """
+    if not pick_vec_isa():
+        warnings.warn(
+            "export: the compiler found no vector instructions, so packages will be slow: export"
+            " again",
+            stacklevel=2,
+        )
     aoti_compile_and_package(program, package_path=str(path), inductor_configs=OPTIONS)
 
 

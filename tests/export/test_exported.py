@@ -2,15 +2,18 @@
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch._inductor.cpu_vec_isa import VecAVX2, invalid_vec_isa
 
 import nti
 from nti import StableDiffusion
+from nti.export import aoti
 from nti.export.export import export
 from nti.export.exported import Exported, load_exported
 from nti.export.manifest import ExportError, read_manifest
@@ -204,3 +207,16 @@ def test_the_manifest_says_what_a_runtime_needs(small: StableDiffusion, folder: 
     weights = manifest.files["weights.safetensors"]["bytes"]
     graphs = sum(e["bytes"] for n, e in manifest.files.items() if n.endswith(".onnx"))
     assert weights == (folder / "weights.safetensors").stat().st_size and graphs > 0
+
+
+def test_packages_without_vector_code_are_told_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(aoti, "aoti_compile_and_package", lambda *given, **settings: None)
+    for found, told in ((invalid_vec_isa, True), (VecAVX2(), False)):
+        monkeypatch.setattr(aoti, "pick_vec_isa", lambda found=found: found)
+        monkeypatch.setattr(VecAVX2, "__bool__", lambda self: True)
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            aoti.write_package(None, tmp_path / "x")  # type: ignore[arg-type]
+        assert ["packages will be slow" in str(each.message) for each in heard] == [True] * told
