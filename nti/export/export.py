@@ -2,8 +2,8 @@
 
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Sequence
 from importlib import import_module, metadata
 from pathlib import Path
@@ -99,12 +99,12 @@ def export(
     target = _replaceable(Path(folder))
     if "onnx" in chosen:
         import_module("nti.export.onnx")  # what is missing shows before the work
-    part = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    part = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
+    part.mkdir()
     try:
         made = _write_all(model, part, shape, batch, edits, settings, chosen, wanted, callback)
         if target.exists():
             shutil.rmtree(target)
-        part.chmod(0o777 & ~_umask())
         part.rename(target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -130,7 +130,7 @@ def _write_all(
         weights |= stored_weights(function.module)
     samples = {FINGERPRINT + name: x for name, x in model.fingerprint.samples.items()}
     save_file({**weights, **samples}, folder / WEIGHTS)
-    (folder / WEIGHTS).chmod(0o666 & ~_umask())  # save_file lets nobody else read it
+    (folder / WEIGHTS).chmod(folder.stat().st_mode & 0o666)  # save_file lets nobody else read it
     entries: dict[str, FunctionEntry] = {}
     for number, function in enumerate(functions):
         files = {kind: function.name + SUFFIXES[kind] for kind in formats}
@@ -193,12 +193,6 @@ def _replaceable(folder: Path) -> Path:
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     return target
-
-
-def _umask() -> int:
-    now = os.umask(0o077)
-    os.umask(now)
-    return now
 
 
 def _write(kind: str, function: Function, path: Path) -> None:

@@ -188,6 +188,8 @@ def test_an_export_that_fails_leaves_the_earlier_one(
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
     export(small, copy, only=["encode"], formats=["onnx"])
+    modes = {path.stat().st_mode for path in copy.iterdir()}
+    assert len(modes) == 1  # as the umask has it, the weights too
     assert sorted(path.name for path in copy.iterdir()) == [
         "encode.onnx", "manifest.json", "weights.safetensors",
     ]  # fmt: skip
