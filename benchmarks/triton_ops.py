@@ -9,7 +9,6 @@ import torch
 from nti.kernels.cfg_attention import Fold, cfg_attention
 from nti.kernels.geglu import geglu
 from nti.kernels.group_norm import group_norm
-from nti.kernels.self_attention import self_attention
 from torch import Tensor
 
 from nti.execution.cuda_graph import capture_graph
@@ -35,16 +34,14 @@ def kernels(repeats: int) -> Iterator[list[Row]]:
     edited = partial(_edited, *_edit())
     for length, size in SITES:
         # Products that the result needs: two a row forward, two more for the gradient to q.
-        for name, keys, call, products in (
-            ("self, forward", length, _self, 2 * ROWS),
-            ("self, both passes", length, partial(_backward, _self), 4 * ROWS),
-            ("cross, forward", TOKENS, _cross, 2 * ROWS),
-            ("cross, both passes", TOKENS, partial(_backward, _cross), 4 * ROWS),
-            ("cross with an edit", TOKENS, edited, 2 * ROWS + 2),
+        for name, call, products in (
+            ("cross, forward", _cross, 2 * ROWS),
+            ("cross, both passes", partial(_backward, _cross), 4 * ROWS),
+            ("cross with an edit", edited, 2 * ROWS + 2),
         ):
-            tflop = products * 2 * HEADS * length * keys * size / 1e12
+            tflop = products * 2 * HEADS * length * TOKENS * size / 1e12
             case = f"{name}, {length} positions, d {size}"
-            yield _compare(case, call, _heads(length, keys, size), repeats, tflop)
+            yield _compare(case, call, _heads(length, TOKENS, size), repeats, tflop)
     for channels, side in NORMS:
         shape = (1, side, side, channels)
         drawn = _drawn({"x": shape, "weight": shape[-1:], "bias": shape[-1:], "cotangent": shape})
@@ -72,10 +69,6 @@ def _heads(length: int, keys: int, size: int) -> Inputs:
     lengths = {"q": length, "k": keys, "v": keys, "cotangent": length}
     drawn = _drawn({name: (ROWS, n, HEADS, size) for name, n in lengths.items()})
     return {name: t.transpose(1, 2) for name, t in drawn.items()}
-
-
-def _self(x: Inputs, backend: str) -> Tensor:
-    return self_attention(x["q"], x["k"], x["v"], backend=backend)
 
 
 def _cross(x: Inputs, backend: str) -> Tensor:

@@ -20,8 +20,8 @@ __all__ = [
 KERNELS = {
     "reference": frozenset[str](),
     "onednn": frozenset({"linear", "conv2d", "feed_forward", "projected_attention"}),
-    "triton": frozenset({"self_attention", "cfg_attention", "group_norm", "geglu"}),
-    "triton-attention": frozenset({"self_attention", "cfg_attention"}),
+    "triton": frozenset({"cfg_attention", "group_norm", "geglu"}),
+    "triton-attention": frozenset({"cfg_attention"}),
 }
 """The ops that a backend has a kernel of its own for. Every other op is the reference's."""
 
@@ -35,6 +35,8 @@ CAPABILITY = (8, 0)
 """The first whose blocks have the shared memory that the tiles take."""
 MAX_HEAD = 256
 """The widest head whose accumulators fit in registers."""
+MAX_KEYS = 128
+"""The longest prompt in tokens whose keys fit in one tile; CLIP's has 77."""
 
 
 def check_backend(backend: str) -> None:
@@ -53,9 +55,9 @@ def without_fusion(backend: str) -> str:
     """Return the backend for a step that torch.compile compiles.
 
     The compiler fuses norms, gates and products by itself, better than around a foreign kernel. It
-    has no attention of its own, so Triton's stays.
+    has no attention of its own, so Triton's cross-attention stays.
     """
-    return "triton-attention" if provides(backend, "self_attention") else "reference"
+    return "triton-attention" if provides(backend, "cfg_attention") else "reference"
 
 
 def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -74,7 +76,7 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> s
             f"backend: got 'onednn' for {dtype} on {device}, but it multiplies float32 on a CPU, by"
             " a PyTorch that was built with it: use backend='reference', or load the model so"
         )
-    if provides(backend, "self_attention"):
+    if provides(backend, "cfg_attention"):
         if util.find_spec("triton") is None:
             raise ValueError(
                 f"backend: got {backend!r}, but triton is not installed:"
@@ -105,8 +107,8 @@ def has_onednn(device: torch.device, dtype: torch.dtype) -> bool:
 def check_inputs(q: Tensor, k: Tensor, v: Tensor) -> None:
     """Raise ValueError unless the Triton kernels take q (B, heads, L, d), k and v (B, heads, S, d).
 
-    They take float16, bfloat16 and float32, heads up to 256 wide, on a CUDA device or under
-    Triton's interpreter.
+    They take float16, bfloat16 and float32, heads up to 256 wide and up to 128 keys, on a CUDA
+    device or under Triton's interpreter.
     """
     check_device_and_dtype(q.device, q.dtype)
     if not (q.dtype == k.dtype == v.dtype and q.device == k.device == v.device):
@@ -122,6 +124,10 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor) -> None:
     if q.shape[-1] > MAX_HEAD:
         raise ValueError(
             f"head size: got {q.shape[-1]}, expected at most {MAX_HEAD}: use backend='reference'"
+        )
+    if k.shape[2] > MAX_KEYS:
+        raise ValueError(
+            f"keys: got {k.shape[2]}, expected at most {MAX_KEYS}: use backend='reference'"
         )
 
 

@@ -35,8 +35,8 @@ def projected_attention(
         context: (B, S, C); None: norm(x).
         projections: to q, k and v.
         heads: their number.
-        backend: `onednn` has a kernel of its own, for float32 on a CPU; `triton` those of
-            attention.
+        backend: `onednn` has a kernel of its own, for float32 on a CPU; `triton` one of
+            cross-attention.
 
     Returns:
         (B, L, heads * d). Differentiable in x and the context; by the reference also in the
@@ -65,7 +65,7 @@ def reference(
     """The same as one op after the other, each by the backend."""
     q, k, v = project(norm(x), context, projections, heads, backend=backend)
     if context is None:
-        return merge_heads(self_attention(q, k, v, backend=backend))
+        return merge_heads(self_attention(q, k, v))
     return merge_heads(cfg_attention(q, k, v, backend=backend)[0])
 
 

@@ -12,7 +12,6 @@ from nti.kernels.backend import KERNELS
 from nti.kernels.cfg_attention import Fold, cfg_attention
 from nti.kernels.geglu import geglu
 from nti.kernels.group_norm import group_norm
-from nti.kernels.self_attention import self_attention
 from torch import Tensor
 
 __all__ = ["failures", "relative_error"]
@@ -77,21 +76,6 @@ def _compare(op: Op, backend: str, inputs: Sequence[Tensor], cotangent: Tensor) 
     return relative_error(_with_gradients(partial(op, backend=backend), inputs, cotangent), exact)
 
 
-def _self_attention(backend: str, device: torch.device, dtype: torch.dtype) -> float:
-    draw = _numbers(device, dtype)
-    qkv = [draw(2, 2, 80, 40) for _ in range(3)]
-    return _compare(self_attention, backend, qkv, draw(2, 2, 80, 40))
-
-
-def _injected(backend: str, device: torch.device, dtype: torch.dtype) -> float:
-    draw = _numbers(device, dtype)
-    q, k, v = (draw(2, 2, 80, 40) for _ in range(3))
-    rows = torch.zeros(2, dtype=torch.int64, device=device)
-    found = self_attention(q, k, v, rows, backend=backend)
-    exact = self_attention(q.float(), k.float(), v.float(), rows)
-    return relative_error([found], [exact])
-
-
 def _cross_attention(backend: str, device: torch.device, dtype: torch.dtype) -> float:
     draw = _numbers(device, dtype)
     inputs = [draw(2, 2, 80, 40), draw(2, 2, 77, 40), draw(2, 2, 77, 40)]
@@ -134,7 +118,6 @@ def _geglu(backend: str, device: torch.device, dtype: torch.dtype) -> float:
 Check = Callable[[str, torch.device, torch.dtype], float]
 
 CHECKS: dict[str, dict[str, Check]] = {
-    "self_attention": {"self-attention": _self_attention, "injected self-attention": _injected},
     "cfg_attention": {"cross-attention": _cross_attention, "the fold and word maps": _fold},
     "group_norm": {"GroupNorm with SiLU": _group_norm},
     "geglu": {"GEGLU": _geglu},

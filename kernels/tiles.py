@@ -7,6 +7,7 @@ projection, a view and no copy, and so outputs go to the next one. No kernel nee
 import math
 from dataclasses import dataclass
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -22,6 +23,7 @@ __all__ = [
     "load_tile",
     "narrow",
     "padded",
+    "parts_of",
     "store_tile",
     "token_major",
     "widen",
@@ -44,6 +46,15 @@ class Tiles:
 def padded(size: int) -> int:
     """Return the power of two, at least 16, that a tile's side must have."""
     return max(16, 1 << (size - 1).bit_length()) if size else 16
+
+
+def parts_of(dtype: torch.dtype, head: int) -> int:
+    """Return into how many equal parts a head is cut, so that no tile is too wide.
+
+    A part fills 256 bytes of a token at most: a tile of all tokens is 32 KiB of shared memory.
+    """
+    most = 256 // dtype.itemsize
+    return next(n for n in range(1, head + 1) if head % n == 0 and head // n <= most)
 
 
 def token_major(x: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def choose_backend(backend: str, device: torch.device, dtype: torch.dtype) -> st
     be had (see `resolve_backend`).
     """
     chosen = resolve_backend(backend, device, dtype)
-    if not provides(chosen, "self_attention"):
+    if not provides(chosen, "cfg_attention"):
         return chosen
     found = failures(chosen, device, dtype)
     if not found:

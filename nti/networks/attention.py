@@ -80,7 +80,7 @@ class SelfAttention(Attention):
         if shared is not None:
             k, v = k[shared[self.order]], v[shared[self.order]]
         if seen is None:
-            return self.merge(self_attention(q, k, v, rows, backend=self.backend))
+            return self.merge(self_attention(q, k, v, rows))
         if rows is not None:
             q, k = q[rows], k[rows]
         return self.merge(self.looked_at(seen, q, k, v, None))

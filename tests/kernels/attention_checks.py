@@ -6,11 +6,9 @@ import functools
 from collections.abc import Callable
 
 import torch
-from nti.kernels.attention_backward_triton import attention_backward
 from nti.kernels.cfg_attention import Fold, cfg_attention
+from nti.kernels.cfg_attention_backward_triton import cfg_attention_backward
 from nti.kernels.cfg_attention_triton import cfg_attention_forward
-from nti.kernels.self_attention import self_attention
-from nti.kernels.self_attention_triton import self_attention_forward
 from torch import Tensor
 
 from checks import (
@@ -49,26 +47,16 @@ def compare_gradients(op: Op, inputs: list[Tensor], cotangent: Tensor) -> None:
         assert_as_exact_as_torch(a, b, c, factor, name)
 
 
-def check_self(device: str, name: str, dtype: str, head: int, length: int, rows: bool) -> None:
-    draw = normal(name, DTYPES[dtype], device)
-    inputs = [heads_last(draw(2, length, 2, head)) for _ in range(3)]
-    source = torch.tensor([1, 1], device=device) if rows else None
-
-    def op(q: Tensor, k: Tensor, v: Tensor, backend: str = "reference") -> Tensor:
-        return self_attention(q, k, v, source, backend=backend)
-
-    compare_gradients(op, inputs, heads_last(draw(2, length, 2, head)))
+def attend(q: Tensor, k: Tensor, v: Tensor, backend: str = "reference") -> Tensor:
+    """Cross-attention alone."""
+    return cfg_attention(q, k, v, backend=backend)[0]
 
 
 def check_cross(device: str, name: str, dtype: str, head: int, length: int) -> None:
     """The null-text path: no fold, and the gradients of a prompt's few keys."""
     draw = normal(name, DTYPES[dtype], device)
     inputs = [heads_last(draw(2, n, 2, head)) for n in (length, TOKENS, TOKENS)]
-
-    def op(q: Tensor, k: Tensor, v: Tensor, backend: str = "reference") -> Tensor:
-        return cfg_attention(q, k, v, backend=backend)[0]
-
-    compare_gradients(op, inputs, heads_last(draw(2, length, 2, head)))
+    compare_gradients(attend, inputs, heads_last(draw(2, length, 2, head)))
 
 
 def check_fold(device: str, name: str, dtype: str, head: int, length: int, columns: int) -> None:
@@ -88,28 +76,19 @@ def check_fold(device: str, name: str, dtype: str, head: int, length: int, colum
         assert_as_exact_as_torch(a, b, c, FORWARD_FACTOR, part)
 
 
-def check_long(device: str) -> None:
-    """Both passes at 4096 positions."""
-    draw = normal("long", torch.float16, device)
-    *inputs, cotangent = (heads_last(draw(1, 4096, 1, 40)) for _ in range(4))
-    compare_gradients(self_attention, inputs, cotangent)
-
-
 def check_any_layout(device: str) -> None:
     """Inputs whose memory is laid out in another order, and a cotangent that repeats one number."""
     draw = normal("layout", torch.float32, device)
-    q, k, v = (draw(1, 2, 20, 16) for _ in range(3))
-    exact = with_gradients(
-        self_attention, [x.double() for x in (q, k, v)], q.new_ones(()).expand(q.shape)
-    )
-    op = functools.partial(self_attention, backend="triton")
+    q, k, v = (draw(1, 2, n, 16) for n in (20, TOKENS, TOKENS))
+    exact = with_gradients(attend, [x.double() for x in (q, k, v)], q.new_ones(()).expand(q.shape))
+    op = functools.partial(attend, backend="triton")
     ours = with_gradients(op, [q, k, v.mT.contiguous().mT], q.new_ones(()).expand(q.shape))
     for a, b in zip(ours, exact, strict=True):
         assert (a - b).abs().max() < 1e-5  # d_q and d_k vanish where all values weigh the same
 
 
 def check_rows_of_any_layout(device: str) -> None:
-    """Row numbers that lie apart in memory, for attention of either kind and the gradient."""
+    """Row numbers that lie apart in memory."""
     draw = normal("rows", torch.float32, device)
     q, k, v = (draw(3, 2, n, 16) for n in (20, TOKENS, TOKENS))
     mix, own = draw(2, TOKENS, TOKENS), draw(2, TOKENS)
@@ -117,15 +96,6 @@ def check_rows_of_any_layout(device: str) -> None:
     fold = Fold(apart[:2], mix, own)
     edited, _ = cfg_attention(q, k, v, fold, backend="triton")
     assert_close(edited, cfg_attention(q, k, v, fold)[0])
-
-    def op(q: Tensor, k: Tensor, v: Tensor, backend: str = "triton") -> Tensor:
-        return self_attention(q, k, v, apart, backend=backend)
-
-    given = [k, v, k]
-    ours = with_gradients(op, given, v)
-    exact = with_gradients(functools.partial(op, backend="reference"), given, v)
-    for a, b in zip(ours, exact, strict=True):
-        assert_close(a, b)
 
 
 def check_one_row_repeats(device: str) -> None:
@@ -142,30 +112,27 @@ def check_one_row_repeats(device: str) -> None:
 
 
 def check_opcheck(device: str) -> None:
-    """Schemas, fakes (true strides) and tracing of all three ops."""
+    """Schemas, fakes (true strides) and tracing of both ops."""
     draw = normal("opcheck", torch.float32, device)
     q, k, v, d_out = (heads_last(draw(2, n, 2, 16)) for n in (20, TOKENS, TOKENS, 20))
-    rows = torch.tensor([0, 0], device=device)
-    for given in (None, rows):
-        torch.library.opcheck(self_attention_forward, (q, q, q, given))
     out, lse, _ = cfg_attention_forward(q, k, v, None, None, None, None)
-    torch.library.opcheck(attention_backward, (d_out, q, k, v, out, lse, None))
-    fold = (rows[:1], draw(1, TOKENS, TOKENS), draw(1, TOKENS))
+    torch.library.opcheck(cfg_attention_backward, (d_out, q, k, v, out, lse))
+    rows = torch.tensor([0], device=device)
+    fold = (rows, draw(1, TOKENS, TOKENS), draw(1, TOKENS))
     torch.library.opcheck(cfg_attention_forward, (q, k, v, None, None, None, None))
     torch.library.opcheck(cfg_attention_forward, (q, k, v, *fold, draw(2, TOKENS, 3)))
 
 
 def check_vjp_in_one_graph(device: str) -> None:
-    """The gradient to a context, through both ops."""
+    """The gradient to a context."""
     draw = normal("vjp", torch.float32, device)
     x, context, cotangent = (draw(1, n, 32) for n in (20, TOKENS, 20))
 
-    def attend(context: Tensor) -> Tensor:
+    def of_context(context: Tensor) -> Tensor:
         q, k, v = (heads_last(t.unflatten(-1, (2, 16))) for t in (x, context, 2 * context))
-        crossed, _ = cfg_attention(q, k, v, backend="triton")
-        return self_attention(crossed, q, 2 * crossed, backend="triton").transpose(1, 2).flatten(2)
+        return attend(q, k, v, backend="triton").transpose(1, 2).flatten(2)
 
-    check_one_graph(attend, context, cotangent)
+    check_one_graph(of_context, context, cotangent)
 
 
 def check_control_in_one_graph(device: str) -> None:
@@ -243,8 +210,7 @@ def check_no_zeros_are_made(device: str) -> None:
     eps, _ = unet(latent, torch.full((1,), 5, device=device), context)
     with Watch() as watch:
         torch.autograd.grad(eps, context, latent)
-    # 4 sites of two attentions, less the self-attention that no text comes before.
-    assert watch.ops.count("nti::attention_bwd") == 7
+    assert watch.ops.count("nti::cfg_attention_bwd") == 4, "one for each site"
     assert not [name for name in watch.ops if "zeros" in name or "fill" in name]
 
 
@@ -266,14 +232,16 @@ def small_control(step: int, device: str) -> AttentionControl:
 def check_refusals(device: str) -> None:
     """What the kernels do not do is said, not done by somebody else."""
     draw = normal("refusals", torch.float32, device)
-    q, k, wide = draw(2, 1, 4, 16), draw(2, 1, TOKENS, 16), draw(1, 1, 4, 264)
-    triton = functools.partial(self_attention, backend="triton")
+    q, k, wide, long = (
+        draw(2, 1, 4, 16), draw(2, 1, TOKENS, 16), draw(1, 1, 4, 264), draw(2, 1, 129, 16),
+    )  # fmt: skip
+    triton = functools.partial(attend, backend="triton")
     assert "float64" in refusal(lambda: triton(q.double(), q.double(), q.double()))
     assert "one dtype" in refusal(lambda: triton(q, q.half(), q))
     assert "at most 256" in refusal(lambda: triton(wide, wide, wide))
+    assert "got 129, expected at most 128" in refusal(lambda: triton(q, long, long))
     assert "(2, 1, 77, 16)" in refusal(lambda: triton(q, k, q))
     rows = torch.tensor([0], device=device)
-    assert "rows: got (1,), expected (2,)" in refusal(lambda: triton(q, q, q, rows))
     mix, own = draw(1, TOKENS, TOKENS), draw(1, TOKENS)
     for bad in (Fold(rows, mix, own[0]), Fold(rows, mix[:, 1:], own), Fold(rows, mix, own[:, 1:])):
         assert "expected (E,), (E, 77, 77)" in refusal(lambda bad=bad: cfg_attention(q, k, k, bad))
@@ -301,10 +269,8 @@ def _checks() -> dict[str, Callable[[str], None]]:
     lengths = {"f32": (64, 64, 64, 100, 64), "f16": (100, 64, 256, 100, 64)}
     lengths["bf16"] = (64, 100, 64, 100, 64)
     for dtype, chosen in lengths.items():
-        for i, (head, length) in enumerate(zip((16, 32, 40, 80, 160), chosen, strict=True)):
+        for head, length in zip((16, 32, 40, 80, 160), chosen, strict=True):
             size = f"d{head}-L{length}-{dtype}"
-            rows = i % 2 == 0
-            add(f"self-{'rows-' * rows}{size}", check_self, dtype, head, length, rows)
             add(f"cross-{size}", check_cross, dtype, head, length)
     folds = [("f32", 16, 64, 3), ("f32", 40, 100, 1), ("f16", 32, 64, 77), ("f16", 40, 100, 3)]
     folds += [("f16", 80, 64, 17), ("f16", 160, 64, 2), ("bf16", 40, 256, 3), ("bf16", 160, 20, 2)]
@@ -312,7 +278,6 @@ def _checks() -> dict[str, Callable[[str], None]]:
     for dtype, head, length, columns in folds:
         size = f"d{head}-L{length}-W{columns}-{dtype}"
         add(f"fold-{size}", check_fold, dtype, head, length, columns)
-    add("self-d40-L4096-f16", check_long)
     add("cross-d40-L4096-f16", check_cross, "f16", 40, 4096)
     add("any-layout", check_any_layout)
     add("rows-any-layout", check_rows_of_any_layout)

@@ -1,5 +1,5 @@
-"""The gradient of attention by Triton, for self- and cross-attention alike (Dao 2023, arXiv
-2307.08691, Algorithm 2): probabilities are computed again from the saved log-sums, never stored.
+"""The gradient of cross-attention by Triton (Dao 2023, arXiv 2307.08691, Algorithm 2):
+probabilities are computed again from the saved log-sums, never stored.
 """
 
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from torch import Tensor
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
-__all__ = ["attention_backward", "key_tiles", "query_tiles"]
+__all__ = ["cfg_attention_backward"]
 
 PROGRAMS = 256
 """How many programs the keys' kernel should have at least: about two a multiprocessor."""
@@ -32,15 +32,13 @@ PROGRAMS = 256
 # Both kernels together: a row of B costs 14 heads L S d FLOP (five products, q k^T and do v^T in
 # each kernel), against 10 if one kernel did both; that one would need atomic additions to dq, whose
 # order, and so whose last bits, change from run to run. Memory: q, k, v, out, do read, dq, dk, dv
-# written, the keys' side S long. SD v1 at 512 px, level 0, float16: self-attention 75 GFLOP a row,
-# 21 MB; floor on an H100 SXM 122 us with d padded from 40 to 64, 74 us of exponentials. The
-# cross-attention's S is 77: 1.4 GFLOP, 13 MB, a floor of 4 us of memory.
+# written, the keys' side S long. SD v1 at 512 px, level 0 (S 77), float16: 1.4 GFLOP a row, 13 MB,
+# a floor of 3 us of memory on an H200.
 @triton.jit
-def _attention_bwd_query_kernel(
+def _cfg_attention_bwd_query_kernel(
     q_ptr,
     k_ptr,
     v_ptr,
-    rows_ptr,
     out_ptr,
     d_out_ptr,
     lse_ptr,
@@ -51,7 +49,6 @@ def _attention_bwd_query_kernel(
     keys,
     scale,
     scale_log2,
-    ROWS: tl.constexpr,
     HEAD: tl.constexpr,
     BLOCK_HEAD: tl.constexpr,
     BLOCK_OWN: tl.constexpr,
@@ -62,12 +59,9 @@ def _attention_bwd_query_kernel(
     row = (tl.program_id(1) // heads).to(tl.int64)
     head = tl.program_id(1) % heads
     stride = heads * HEAD
-    source = row
-    if ROWS:
-        source = tl.load(rows_ptr + row)
     own = row * queries * stride
-    q_base = q_ptr + source * queries * stride
-    k_base = k_ptr + source * keys * stride
+    q_base = q_ptr + row * queries * stride
+    k_base = k_ptr + row * keys * stride
     v_base = v_ptr + row * keys * stride
     line = (row * heads + head) * queries + index
 
@@ -91,11 +85,10 @@ def _attention_bwd_query_kernel(
 
 
 @triton.jit
-def _attention_bwd_key_kernel(
+def _cfg_attention_bwd_key_kernel(
     q_ptr,
     k_ptr,
     v_ptr,
-    rows_ptr,
     d_out_ptr,
     lse_ptr,
     delta_ptr,
@@ -107,7 +100,6 @@ def _attention_bwd_key_kernel(
     share,
     scale,
     scale_log2,
-    ROWS: tl.constexpr,
     HEAD: tl.constexpr,
     BLOCK_HEAD: tl.constexpr,
     BLOCK_OWN: tl.constexpr,
@@ -119,12 +111,9 @@ def _attention_bwd_key_kernel(
     row = (tl.program_id(1) // heads).to(tl.int64)
     head = tl.program_id(1) % heads
     stride = heads * HEAD
-    source = row
-    if ROWS:
-        source = tl.load(rows_ptr + row)
-    q_base = q_ptr + source * queries * stride
+    q_base = q_ptr + row * queries * stride
     d_out_base = d_out_ptr + row * queries * stride
-    k_base = k_ptr + source * keys * stride
+    k_base = k_ptr + row * keys * stride
     v_base = v_ptr + row * keys * stride
     lines = (row * heads + head) * queries
 
@@ -174,51 +163,46 @@ class _Saved(NamedTuple):
     q: Tensor
     k: Tensor
     v: Tensor
-    rows: Tensor | None
     d_out: Tensor
     lse: Tensor
     delta: Tensor
 
 
-@torch.library.custom_op("nti::attention_bwd", mutates_args=())
-def attention_backward(
-    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, rows: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """d_q, d_k and d_v from d_out (B, heads, L, d), the forward's inputs and its two outputs.
+@torch.library.custom_op("nti::cfg_attention_bwd", mutates_args=())
+def cfg_attention_backward(
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor]:
+    """d_q, and d_k and d_v (2, B, heads, S, d), from d_out (B, heads, L, d), the forward's inputs
+    and its two outputs.
 
-    q: (B, heads, L, d); k, v: (B, heads, S, d); lse: (B, heads, L), log2 of the softmax sums;
-    rows: (B,) int64, whose q and k each row used, or None. The gradients of a q and k that several
-    rows used are added up in their own dtype.
+    q: (B, heads, L, d); k, v: (B, heads, S, d); lse: (B, heads, L), log2 of the softmax sums.
     """
     d_out, q, k, v, out = (token_major(x) for x in (d_out, q, k, v, out))
-    saved = _Saved(q, k, v, rows, d_out, lse, torch.empty_like(lse))
+    saved = _Saved(q, k, v, d_out, lse, torch.empty_like(lse))
     with torch.cuda.device_of(q):
         d_q = _query_gradient(saved, out)
-        d_k, d_v = _key_gradients(saved)
-    if rows is not None:
-        d_q = torch.zeros_like(d_q).index_add_(0, rows, d_q)
-        d_k = torch.zeros_like(d_k).index_add_(0, rows, d_k)
-    return d_q.transpose(1, 2), d_k.transpose(1, 2), d_v.transpose(1, 2)
+        d_kv = _key_gradients(saved)
+    return d_q.transpose(1, 2), d_kv.transpose(2, 3)
 
 
-@attention_backward.register_fake
+@cfg_attention_backward.register_fake
 def _(
-    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, rows: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    return empty_heads(q), empty_heads(k), empty_heads(v)
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor]:
+    batch, heads, keys, head = k.shape
+    return empty_heads(q), k.new_empty(2, batch, keys, heads, head).transpose(2, 3)
 
 
 def _query_gradient(saved: _Saved, out: Tensor) -> Tensor:
     """d_q (B, L, heads, d); fills delta."""
-    q, k, v, rows, d_out, lse, delta = saved
+    q, k, v, d_out, lse, delta = saved
     batch, queries, heads, head = q.shape
     d_q = torch.empty_like(q)
     size = query_tiles(q.dtype, head)
-    _attention_bwd_query_kernel[(triton.cdiv(queries, size.own), batch * heads)](
+    _cfg_attention_bwd_query_kernel[(triton.cdiv(queries, size.own), batch * heads)](
         q,
         k,
         v,
-        rows,
         out,
         d_out,
         lse,
@@ -229,7 +213,6 @@ def _query_gradient(saved: _Saved, out: Tensor) -> Tensor:
         k.shape[1],
         head**-0.5,
         head**-0.5 * LOG2_E,
-        ROWS=rows is not None,
         HEAD=head,
         BLOCK_HEAD=padded(head),
         BLOCK_OWN=size.own,
@@ -240,13 +223,13 @@ def _query_gradient(saved: _Saved, out: Tensor) -> Tensor:
     return d_q
 
 
-def _key_gradients(saved: _Saved) -> tuple[Tensor, Tensor]:
-    """d_k and d_v (B, S, heads, d).
+def _key_gradients(saved: _Saved) -> Tensor:
+    """d_k and d_v (2, B, S, heads, d).
 
     A prompt's 77 keys make too few programs, so the queries are split among several, whose float32
-    parts are added in a fixed order.
+    parts are added in a fixed order, of both by one launch.
     """
-    q, k, v, rows, d_out, lse, delta = saved
+    q, k, v, d_out, lse, delta = saved
     batch, queries, heads, head = q.shape
     keys = k.shape[1]
     size = key_tiles(k.dtype, head)
@@ -254,25 +237,21 @@ def _key_gradients(saved: _Saved) -> tuple[Tensor, Tensor]:
     visits = triton.cdiv(queries, size.visit)
     share = triton.cdiv(visits, min(visits, triton.cdiv(PROGRAMS, blocks)))
     splits = triton.cdiv(visits, share)
-    parts = torch.float32 if splits > 1 else k.dtype
-    d_k, d_v = (k.new_empty(splits, *k.shape, dtype=parts) for _ in range(2))
-    _attention_bwd_key_kernel[(triton.cdiv(keys, size.own), batch * heads, splits)](
+    d_kv = k.new_empty(2, splits, *k.shape, dtype=torch.float32 if splits > 1 else k.dtype)
+    _cfg_attention_bwd_key_kernel[(triton.cdiv(keys, size.own), batch * heads, splits)](
         q,
         k,
         v,
-        rows,
         d_out,
         lse,
         delta,
-        d_k,
-        d_v,
+        *d_kv,
         heads,
         queries,
         keys,
         share * size.visit,
         head**-0.5,
         head**-0.5 * LOG2_E,
-        ROWS=rows is not None,
         HEAD=head,
         BLOCK_HEAD=padded(head),
         BLOCK_OWN=size.own,
@@ -280,6 +259,4 @@ def _key_gradients(saved: _Saved) -> tuple[Tensor, Tensor]:
         num_warps=size.warps,
         num_stages=size.stages,
     )
-    if splits == 1:
-        return d_k[0], d_v[0]
-    return d_k.sum(0).to(k.dtype), d_v.sum(0).to(k.dtype)
+    return d_kv.squeeze(1) if splits == 1 else d_kv.sum(1).to(k.dtype)
