@@ -9,7 +9,7 @@ the output is linear in the probabilities,
 two attentions with small, premultiplied values: no map is ever in memory. A word's map, averaged
 over heads, is the same product with an indicator column in the place of V_e. That is the reference,
 on scaled_dot_product_attention; the Triton kernel folds the probabilities themselves, a tile at a
-time.
+time. Without a fold and words it is scaled_dot_product_attention everywhere.
 """
 
 from typing import NamedTuple
@@ -50,22 +50,25 @@ def cfg_attention(
         v: (B, heads, S, d) values.
         fold: the edit, or None.
         words: (R, S, W) indicator columns of the last R rows, R >= E, or None.
-        backend: `reference` or `triton`; the latter takes float16, bfloat16 and float32.
+        backend: `reference` or `triton`; with a fold or words the latter takes float16, bfloat16
+            and float32, heads up to 256 wide and up to 128 keys.
 
     Returns:
         (B, heads, L, d) in q's dtype, and the attention mass on each column's tokens averaged over
         heads, (R, L, W), or None without words. The maps are float64 for float64 inputs, float32
         for all others: the caller sums them up. The first is differentiable in q, k and v; by
-        Triton only without a fold.
+        Triton only without a fold and words.
 
     Raises:
         ValueError: an unknown backend, a fold or words of another shape, inputs that the Triton
         kernel does not take, or (at the backward pass) a gradient that it does not compute.
 
     """
-    if fold is not None or words is not None:
-        _check_edit(q.shape[0], k.shape[-2], fold, words)
-    if provides(backend, "cfg_attention"):
+    by_triton = provides(backend, "cfg_attention")
+    if fold is None and words is None:
+        return reference(q, k, v), None
+    _check_edit(q.shape[0], k.shape[-2], fold, words)
+    if by_triton:
         from nti.kernels import cfg_attention_triton
 
         return cfg_attention_triton.cfg_attention(q, k, v, fold, words)

@@ -3,14 +3,11 @@
 A prompt's tokens fit into one tile, so a program holds the whole probabilities of its queries.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
 from nti.kernels.backend import check_inputs
-from nti.kernels.cfg_attention_backward_triton import cfg_attention_backward
 from nti.kernels.tiles import (
     LOG2_E,
     dot,
@@ -45,7 +42,7 @@ def _probabilities(
     WIDTH: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
 ):
-    """One head's softmax (queries, tokens), and log2 of each query's sum."""
+    """One head's softmax (queries, tokens)."""
     score = tl.full((index.shape[0], key.shape[0]), 0.0, tl.float32)
     for part in tl.static_range(PARTS):
         place = head * PARTS + part
@@ -55,8 +52,7 @@ def _probabilities(
     score = tl.where((key < keys)[None, :], score * scale_log2, float("-inf"))
     peak = tl.max(score, 1)
     p = tl.exp2(score - peak[:, None])
-    total = tl.sum(p, 1)
-    return p / total[:, None], peak + tl.log2(total)
+    return p / tl.sum(p, 1)[:, None]
 
 
 # A row costs 4 heads L S d FLOP, an edit 2 heads L S (S + d) more: its source's scores again, and
@@ -79,7 +75,6 @@ def _cfg_attention_fwd_kernel(
     own_mix_ptr,
     words_ptr,
     out_ptr,
-    lse_ptr,
     maps_ptr,
     heads,
     queries,
@@ -102,17 +97,16 @@ def _cfg_attention_fwd_kernel(
     stride = heads * PARTS * WIDTH
 
     own = row * queries * stride
-    p, lse = _probabilities(
+    p = _probabilities(
         q_ptr + own, k_ptr + row * keys * stride, index, queries, key, keys, heads, head,
         scale_log2, PARTS, WIDTH, BLOCK_WIDTH,
     )  # fmt: skip
-    tl.store(lse_ptr + (row * heads + head) * queries + index, lse, mask=index < queries)
     if EDITS:  # noqa: SIM102 (known when compiling, the row is not)
         if row >= first_edit:
             edit = row - first_edit
             b = tl.load(own_mix_ptr + edit * keys + key, mask=key < keys, other=0.0)
             source = tl.load(source_rows_ptr + edit)
-            p_source, _ = _probabilities(
+            p_source = _probabilities(
                 q_ptr + source * queries * stride, k_ptr + source * keys * stride, index, queries,
                 key, keys, heads, head, scale_log2, PARTS, WIDTH, BLOCK_WIDTH,
             )  # fmt: skip
@@ -151,16 +145,12 @@ def cfg_attention_forward(
     source_mix: Tensor | None,
     own_mix: Tensor | None,
     words: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention (B, heads, L, d), log2 of the softmax sums before the edit (B, heads, L), and maps.
-
-    The maps (R, L, W) are float32, and (0, L, 0) without words. The sums are float32.
-    """
+) -> tuple[Tensor, Tensor]:
+    """Attention (B, heads, L, d), and maps (R, L, W) in float32, (0, L, 0) without words."""
     batch, heads, queries, head = q.shape
     keys = k.shape[2]
     q, k, v = token_major(q), token_major(k), token_major(v)
     out = empty_heads(q.transpose(1, 2))
-    lse = q.new_empty(batch, heads, queries, dtype=torch.float32)
     edits = 0
     if source_rows is not None and source_mix is not None and own_mix is not None:
         edits = source_rows.shape[0]
@@ -184,7 +174,6 @@ def cfg_attention_forward(
             own_mix,
             words,
             out,
-            lse,
             maps,
             heads,
             queries,
@@ -203,8 +192,8 @@ def cfg_attention_forward(
             num_stages=1,
         )
     if not described:
-        return out, lse, maps.new_empty(0, queries, 0)
-    return out, lse, maps[..., :columns].mean(dim=1)
+        return out, maps.new_empty(0, queries, 0)
+    return out, maps[..., :columns].mean(dim=1)
 
 
 @cfg_attention_forward.register_fake
@@ -216,51 +205,20 @@ def _(
     source_mix: Tensor | None,
     own_mix: Tensor | None,
     words: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     rows, columns = (0, 0) if words is None else (words.shape[0], words.shape[2])
-    maps = q.new_empty(rows, q.shape[2], columns, dtype=torch.float32)
-    return empty_heads(q), q.new_empty(q.shape[:-1], dtype=torch.float32), maps
+    return empty_heads(q), q.new_empty(rows, q.shape[2], columns, dtype=torch.float32)
 
 
-class _CfgAttention(torch.autograd.Function):
-    """The op and, without a fold, its gradient. Wrapped around the op, not registered with it:
-    `torch.func` refuses registered ones.
-    """
+def _refuse(ctx: object, *grads: Tensor) -> None:
+    """Null-text optimization runs without control, and nothing else differentiates."""
+    raise ValueError(
+        "cfg_attention: got an edited or described batch to differentiate, expected neither with"
+        " backend='triton': use backend='reference'"
+    )
 
-    @staticmethod
-    def forward(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        source_rows: Tensor | None,
-        source_mix: Tensor | None,
-        own_mix: Tensor | None,
-        words: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        result: tuple[Tensor, Tensor, Tensor] = cfg_attention_forward(
-            q, k, v, source_rows, source_mix, own_mix, words
-        )
-        return result
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        q, k, v, source_rows, *_ = inputs
-        out, lse, maps = output
-        ctx.mark_non_differentiable(lse, maps)
-        ctx.set_materialize_grads(False)
-        ctx.edited = source_rows is not None
-        ctx.save_for_backward(q, k, v, out, lse)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.edited:
-            # Null-text optimization runs without control; nothing else needs a gradient.
-            raise ValueError(
-                "cfg_attention: got an edited batch to differentiate, expected none with"
-                " backend='triton': use backend='reference'"
-            )
-        d_q, (d_k, d_v) = cfg_attention_backward(grads[0], *ctx.saved_tensors)
-        return d_q, d_k, d_v, None, None, None, None
+cfg_attention_forward.register_autograd(_refuse)
 
 
 def cfg_attention(
@@ -270,7 +228,7 @@ def cfg_attention(
     fold: tuple[Tensor, Tensor, Tensor] | None,
     words: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Like `nti.kernels.cfg_attention.cfg_attention`, by Triton."""
+    """Like `nti.kernels.cfg_attention.cfg_attention`, by Triton, without a gradient."""
     check_inputs(q, k, v)
-    out, _, maps = _CfgAttention.apply(q, k, v, *(fold or (None, None, None)), words)
+    out, maps = cfg_attention_forward(q, k, v, *(fold or (None, None, None)), words)
     return out, maps if words is not None else None

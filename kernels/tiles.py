@@ -5,7 +5,6 @@ projection, a view and no copy, and so outputs go to the next one. No kernel nee
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 import triton
@@ -17,7 +16,6 @@ from torch import Tensor
 __all__ = [
     "INTERPRETED",
     "LOG2_E",
-    "Tiles",
     "dot",
     "empty_heads",
     "load_tile",
@@ -31,16 +29,6 @@ __all__ = [
 
 LOG2_E = math.log2(math.e)
 """The hardware's exponential is 2^x: scores are scaled by this once."""
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """One launch: the rows a program owns, the rows it visits at a time, warps, pipeline stages."""
-
-    own: int
-    visit: int
-    warps: int
-    stages: int
 
 
 def padded(size: int) -> int:

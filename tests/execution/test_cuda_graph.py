@@ -325,8 +325,10 @@ def test_on_cuda_two_streams_do_not_disturb_each_other() -> None:
             with torch.cuda.stream(stream):
                 found[i].append(model.steps.null_text_iteration(inputs[i]).adam.mean)
     torch.cuda.synchronize()
+    # Replayed one after the other it differs by 3e-7 from run to run, as libraries add up gradients
+    # in the order in which they come; the results of the two inputs differ by 0.8.
     for right, means in zip(expected, found, strict=True):
-        assert all(torch.equal(right, mean) for mean in means)
+        assert all((mean - right).norm() < 1e-5 * right.norm() for mean in means)
 
 
 @needs_cuda

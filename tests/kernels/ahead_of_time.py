@@ -15,7 +15,6 @@ import pytest
 import torch
 import triton
 from nti.kernels import (
-    cfg_attention_backward_triton,
     cfg_attention_triton,
     geglu_triton,
     group_norm_triton,
@@ -25,8 +24,6 @@ from triton.compiler import ASTSource
 
 KERNELS = {
     "_cfg_attention_fwd_kernel": cfg_attention_triton,
-    "_cfg_attention_bwd_query_kernel": cfg_attention_backward_triton,
-    "_cfg_attention_bwd_key_kernel": cfg_attention_backward_triton,
     "_moments_kernel": group_norm_triton,
     "_group_norm_fwd_kernel": group_norm_triton,
     "_group_norm_bwd_kernel": group_norm_triton,

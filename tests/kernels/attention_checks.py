@@ -2,31 +2,25 @@
 on the CPU by `interpreter_worker.py`, in a process of its own.
 """
 
-import functools
 from collections.abc import Callable
 
 import torch
 from nti.kernels.cfg_attention import Fold, cfg_attention
-from nti.kernels.cfg_attention_backward_triton import cfg_attention_backward
 from nti.kernels.cfg_attention_triton import cfg_attention_forward
 from torch import Tensor
 
 from checks import (
     DTYPES,
-    Op,
     Watch,
-    check_one_graph,
     normal,
     poisoned_memory,
     refusal,
-    with_gradients,
 )
 from nti.config import UNetConfig
-from nti.execution.compiled import compiles
 from nti.networks.attention import CrossAttention, SelfAttention
 from nti.networks.control import AttentionControl, Site
 from nti.networks.unet import UNet
-from tolerances import FORWARD_FACTOR, GRADIENT_FACTOR, assert_as_exact_as_torch, assert_close
+from tolerances import FORWARD_FACTOR, assert_as_exact_as_torch, assert_close
 
 TOKENS = 77
 
@@ -34,29 +28,6 @@ TOKENS = 77
 def heads_last(x: Tensor) -> Tensor:
     """As attention gets them: (B, L, heads, d) in memory, (B, heads, L, d) to look at."""
     return x.transpose(1, 2)
-
-
-def compare_gradients(op: Op, inputs: list[Tensor], cotangent: Tensor) -> None:
-    """Output and gradients of q, k and v by Triton, as exact as PyTorch's in the same dtype."""
-    with poisoned_memory():
-        ours = with_gradients(functools.partial(op, backend="triton"), inputs, cotangent)
-    torchs = with_gradients(op, inputs, cotangent)
-    exact = with_gradients(op, [x.double() for x in inputs], cotangent)
-    for name, a, b, c in zip(("out", "d_q", "d_k", "d_v"), ours, torchs, exact, strict=True):
-        factor = FORWARD_FACTOR if name == "out" else GRADIENT_FACTOR
-        assert_as_exact_as_torch(a, b, c, factor, name)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, backend: str = "reference") -> Tensor:
-    """Cross-attention alone."""
-    return cfg_attention(q, k, v, backend=backend)[0]
-
-
-def check_cross(device: str, name: str, dtype: str, head: int, length: int) -> None:
-    """The null-text path: no fold, and the gradients of a prompt's few keys."""
-    draw = normal(name, DTYPES[dtype], device)
-    inputs = [heads_last(draw(2, n, 2, head)) for n in (length, TOKENS, TOKENS)]
-    compare_gradients(attend, inputs, heads_last(draw(2, length, 2, head)))
 
 
 def check_fold(device: str, name: str, dtype: str, head: int, length: int, columns: int) -> None:
@@ -77,14 +48,12 @@ def check_fold(device: str, name: str, dtype: str, head: int, length: int, colum
 
 
 def check_any_layout(device: str) -> None:
-    """Inputs whose memory is laid out in another order, and a cotangent that repeats one number."""
+    """Inputs whose memory is laid out in another order."""
     draw = normal("layout", torch.float32, device)
-    q, k, v = (draw(1, 2, n, 16) for n in (20, TOKENS, TOKENS))
-    exact = with_gradients(attend, [x.double() for x in (q, k, v)], q.new_ones(()).expand(q.shape))
-    op = functools.partial(attend, backend="triton")
-    ours = with_gradients(op, [q, k, v.mT.contiguous().mT], q.new_ones(()).expand(q.shape))
-    for a, b in zip(ours, exact, strict=True):
-        assert (a - b).abs().max() < 1e-5  # d_q and d_k vanish where all values weigh the same
+    q, k, v = (draw(2, 2, n, 16) for n in (20, TOKENS, TOKENS))
+    fold = Fold(torch.tensor([0], device=device), draw(1, TOKENS, TOKENS), draw(1, TOKENS))
+    ours, _ = cfg_attention(q, k, v.mT.contiguous().mT, fold, backend="triton")
+    assert_close(ours, cfg_attention(q, k, v, fold)[0])
 
 
 def check_rows_of_any_layout(device: str) -> None:
@@ -107,32 +76,18 @@ def check_one_row_repeats(device: str) -> None:
     first = cfg_attention(q, k, v, fold, words, backend="triton")
     again = cfg_attention(q, k, v, fold, words, backend="triton")
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    alone, _ = cfg_attention(q[:1], k[:1], v[:1], backend="triton")
-    assert torch.equal(first[0][:1], alone)
+    described, _ = cfg_attention(q[:1], k[:1], v[:1], None, words, backend="triton")
+    assert torch.equal(first[0][:1], described)
 
 
 def check_opcheck(device: str) -> None:
-    """Schemas, fakes (true strides) and tracing of both ops."""
+    """Schema, fake (true strides) and tracing of the op."""
     draw = normal("opcheck", torch.float32, device)
-    q, k, v, d_out = (heads_last(draw(2, n, 2, 16)) for n in (20, TOKENS, TOKENS, 20))
-    out, lse, _ = cfg_attention_forward(q, k, v, None, None, None, None)
-    torch.library.opcheck(cfg_attention_backward, (d_out, q, k, v, out, lse))
+    q, k, v = (heads_last(draw(2, n, 2, 16)) for n in (20, TOKENS, TOKENS))
     rows = torch.tensor([0], device=device)
     fold = (rows, draw(1, TOKENS, TOKENS), draw(1, TOKENS))
-    torch.library.opcheck(cfg_attention_forward, (q, k, v, None, None, None, None))
+    torch.library.opcheck(cfg_attention_forward, (q, k, v, *fold, None))
     torch.library.opcheck(cfg_attention_forward, (q, k, v, *fold, draw(2, TOKENS, 3)))
-
-
-def check_vjp_in_one_graph(device: str) -> None:
-    """The gradient to a context."""
-    draw = normal("vjp", torch.float32, device)
-    x, context, cotangent = (draw(1, n, 32) for n in (20, TOKENS, 20))
-
-    def of_context(context: Tensor) -> Tensor:
-        q, k, v = (heads_last(t.unflatten(-1, (2, 16))) for t in (x, context, 2 * context))
-        return attend(q, k, v, backend="triton").transpose(1, 2).flatten(2)
-
-    check_one_graph(of_context, context, cotangent)
 
 
 def check_control_in_one_graph(device: str) -> None:
@@ -210,7 +165,7 @@ def check_no_zeros_are_made(device: str) -> None:
     eps, _ = unet(latent, torch.full((1,), 5, device=device), context)
     with Watch() as watch:
         torch.autograd.grad(eps, context, latent)
-    assert watch.ops.count("nti::cfg_attention_bwd") == 4, "one for each site"
+    assert watch.ops.count("nti::group_norm_bwd") > 0
     assert not [name for name in watch.ops if "zeros" in name or "fill" in name]
 
 
@@ -235,28 +190,34 @@ def check_refusals(device: str) -> None:
     q, k, wide, long = (
         draw(2, 1, 4, 16), draw(2, 1, TOKENS, 16), draw(1, 1, 4, 264), draw(2, 1, 129, 16),
     )  # fmt: skip
-    triton = functools.partial(attend, backend="triton")
+    rows = torch.tensor([0], device=device)
+    mix, own = draw(1, TOKENS, TOKENS), draw(1, TOKENS)
+    fold = Fold(rows, mix, own)
+
+    def triton(q: Tensor, k: Tensor, v: Tensor) -> None:
+        keys = k.shape[2]
+        cfg_attention(
+            q, k, v, Fold(rows, q.new_zeros(1, keys, keys), q.new_zeros(1, keys)), backend="triton"
+        )
+
     assert "float64" in refusal(lambda: triton(q.double(), q.double(), q.double()))
     assert "one dtype" in refusal(lambda: triton(q, q.half(), q))
     assert "at most 256" in refusal(lambda: triton(wide, wide, wide))
     assert "got 129, expected at most 128" in refusal(lambda: triton(q, long, long))
     assert "(2, 1, 77, 16)" in refusal(lambda: triton(q, k, q))
-    rows = torch.tensor([0], device=device)
-    mix, own = draw(1, TOKENS, TOKENS), draw(1, TOKENS)
     for bad in (Fold(rows, mix, own[0]), Fold(rows, mix[:, 1:], own), Fold(rows, mix, own[:, 1:])):
         assert "expected (E,), (E, 77, 77)" in refusal(lambda bad=bad: cfg_attention(q, k, k, bad))
     three = Fold(
         torch.tensor([0, 0, 0], device=device), *(x.expand(3, *x.shape[1:]) for x in (mix, own))
     )
     assert "with E at most 2" in refusal(lambda: cfg_attention(q, k, k, three, backend="triton"))
-    fold = Fold(rows, mix, own)
     for shape in ((3, TOKENS, 1), (0, TOKENS, 1), (1, 76, 1), (TOKENS, 1)):
         words = draw(*shape)
         message = refusal(lambda words=words: cfg_attention(q, k, k, fold, words))
         assert f"words: got {shape}, expected (R, 77, W) with R from 1 to 2" in message
     learns = q.clone().requires_grad_()
     out, _ = cfg_attention(learns, k, k, fold, backend="triton")
-    assert "edited batch" in refusal(lambda: out.sum().backward())
+    assert "edited or described batch" in refusal(lambda: out.sum().backward())
 
 
 def _checks() -> dict[str, Callable[[str], None]]:
@@ -266,25 +227,16 @@ def _checks() -> dict[str, Callable[[str], None]]:
     def add(name: str, check: Callable[..., None], *args: object) -> None:
         checks[name] = (lambda device: check(device, name, *args)) if args else check
 
-    lengths = {"f32": (64, 64, 64, 100, 64), "f16": (100, 64, 256, 100, 64)}
-    lengths["bf16"] = (64, 100, 64, 100, 64)
-    for dtype, chosen in lengths.items():
-        for head, length in zip((16, 32, 40, 80, 160), chosen, strict=True):
-            size = f"d{head}-L{length}-{dtype}"
-            add(f"cross-{size}", check_cross, dtype, head, length)
     folds = [("f32", 16, 64, 3), ("f32", 40, 100, 1), ("f16", 32, 64, 77), ("f16", 40, 100, 3)]
     folds += [("f16", 80, 64, 17), ("f16", 160, 64, 2), ("bf16", 40, 256, 3), ("bf16", 160, 20, 2)]
     folds += [("f32", 80, 64, 2), ("f32", 160, 64, 1), ("bf16", 80, 100, 2), ("f16", 40, 4096, 2)]
     for dtype, head, length, columns in folds:
         size = f"d{head}-L{length}-W{columns}-{dtype}"
         add(f"fold-{size}", check_fold, dtype, head, length, columns)
-    add("cross-d40-L4096-f16", check_cross, "f16", 40, 4096)
     add("any-layout", check_any_layout)
     add("rows-any-layout", check_rows_of_any_layout)
     add("repeats", check_one_row_repeats)
     add("opcheck", check_opcheck)
-    if compiles():
-        add("vjp-in-one-graph", check_vjp_in_one_graph)
     add("control-in-one-graph", check_control_in_one_graph)
     add("unet", check_unet)
     add("no-zeros", check_no_zeros_are_made)
@@ -294,13 +246,5 @@ def _checks() -> dict[str, Callable[[str], None]]:
 
 CHECKS = _checks()
 
-_SIZES = ("d32-L64-f32", "d160-L64-f32", "d16-L64-bf16", "d32-L100-bf16")
-ON_CUDA_ALONE = {
-    name
-    for name in CHECKS
-    if name.endswith(_SIZES) and not name.startswith("fold") or "-L4096-" in name
-} | {"fold-d160-L64-W1-f32"}
-"""Each size is other machine code. The interpreter runs the same lines for all sizes that take the
-same tiles, so it is left one of them in each dtype, padded where it can be, and all in float16; and
-256 positions are several tiles each way.
-"""
+ON_CUDA_ALONE = {name for name in CHECKS if "-L4096-" in name} | {"fold-d160-L64-W1-f32"}
+"""What the interpreter takes too long for."""

@@ -60,11 +60,11 @@ def test_triton_is_refused_on_the_cpu_and_in_float64() -> None:
         resolve_backend("triton", CPU, torch.float32)
     with pytest.raises(ValueError, match=r"dtype: got torch\.float64"):
         resolve_backend("triton", CUDA, torch.float64)
-    q = torch.randn(1, 2, 4, 16)
+    q, words = torch.randn(1, 2, 4, 16), torch.ones(1, 4, 1)
     with pytest.raises(ValueError, match="device: got 'cpu'"):
-        cfg_attention(q, q, q, backend="triton")
+        cfg_attention(q, q, q, None, words, backend="triton")
     with pytest.raises(ValueError, match=r"dtype: got torch\.float64"):
-        cfg_attention(q.double(), q.double(), q.double(), backend="triton")
+        cfg_attention(q.double(), q.double(), q.double(), None, words, backend="triton")
 
 
 def test_an_unknown_backend_is_refused() -> None:
