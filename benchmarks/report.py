@@ -1,4 +1,4 @@
-"""Turn the rows of `run.py` into README's performance section and a plot.
+"""Turn the rows of `run.py` into the tables and the plot of docs/performance.md and README's one.
 
     python benchmarks/report.py
 
@@ -6,7 +6,9 @@ The tables stand between `<!-- performance -->` and `<!-- end performance -->`.
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 
@@ -16,7 +18,8 @@ from matplotlib import pyplot as plt
 from rows import Row, read_rows
 
 ROOT = Path(__file__).parent.parent
-RESULTS, PLOT = ROOT / "benchmarks" / "results", ROOT / "docs" / "performance.png"
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE, PLOT = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.png"
 SECTION = re.compile(r"(<!-- performance -->\n).*(<!-- end performance -->)", re.DOTALL)
 
 BASES = {
@@ -41,16 +44,85 @@ TITLES = {
 }
 
 
+GPU, CPU, OTHER_CPU = "NVIDIA H200", "AMD EPYC, 2 cores", "AMD EPYC (family 25, model 17), 2 cores"
+
+
+class Headline(NamedTuple):
+    """A row of README's table: two rows of a section and device, and in words what they time."""
+
+    words: str
+    section: str
+    device: str
+    case: str
+    theirs: str
+    ours: str = "nti"
+
+
+HEADLINES = (
+    Headline(
+        "one iteration of the optimization, 512 px", "step", GPU, "320 channels, 512 px",
+        "published", "nti, CUDA graph",
+    ),
+    Headline(
+        "one edit of 50 steps, 512 px", "edit", GPU, "320 channels, 512 px, 50 steps",
+        "published batch", "nti, CUDA graph",
+    ),
+    Headline(
+        "one iteration of the optimization, 256 px", "step", OTHER_CPU, "320 channels, 256 px",
+        "published",
+    ),
+    Headline(
+        "one edit of 10 steps, 256 px", "edit", CPU, "320 channels, 256 px, 10 steps",
+        "published batch",
+    ),
+    Headline(
+        "one timestep of ten iterations, 256 px", "community", CPU,
+        "320 channels, 256 px, one timestep", "NullTextPipeline",
+    ),
+    Headline(
+        "a whole inversion of the embedded model", "community", CPU, "embedded model, 50 steps",
+        "NullTextPipeline",
+    ),
+)  # fmt: skip
+"""The first two rows are half precision on a GPU, the others float32 on a CPU."""
+
+
 def main() -> None:
-    """Write the section and the plot."""
+    """Write the tables and the plot."""
     rows = {name: read_rows(RESULTS / f"{name}.csv") for name in TITLES}
     roofs = _roofs(rows["roofline"])
     parts = [part for name, some in rows.items() if some for part in _section(name, some, roofs)]
-    readme = ROOT / "README.md"
-    text = "\n".join([*parts, ""])
-    readme.write_text(SECTION.sub(lambda m: m[1] + text + m[2], readme.read_text("utf-8")), "utf-8")
+    _replace(PAGE, [*parts, ""])
+    _replace(ROOT / "README.md", [*_headlines(rows), ""])
     if rows["step"]:
         _plot(rows["step"])
+
+
+def _replace(page: Path, lines: list[str]) -> None:
+    """Put lines between the page's marks."""
+    text = "\n".join(lines)
+    page.write_text(SECTION.sub(lambda m: m[1] + text + m[2], page.read_text("utf-8")), "utf-8")
+
+
+def _headlines(rows: dict[str, list[Row]]) -> Iterator[str]:
+    """Yield the lines of README's table."""
+    yield "| what | on | published code | this project | times faster |"
+    yield "|---|---|---:|---:|---:|"
+    for line in HEADLINES:
+        by = {
+            row.provider: row.p50_ms
+            for row in rows[line.section]
+            if (row.case, row.device) == (line.case, line.device)
+        }
+        theirs, ours = by[line.theirs], by[line.ours]
+        on = "GPU, float16" if line.device == GPU else "2 CPU cores, float32"
+        yield (
+            f"| {line.words} | {on} | {_seconds(theirs)} | {_seconds(ours)} | {theirs / ours:.1f} |"
+        )
+
+
+def _seconds(milliseconds: float) -> str:
+    return f"{milliseconds:.0f} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
 
 
 def _roofs(rows: list[Row]) -> dict[tuple[str, str], float]:
@@ -88,7 +160,7 @@ def _section(name: str, rows: list[Row], roofs: dict[tuple[str, str], float]) ->
         cells.append(f"{_ms(row.p50_ms)} ({_ms(row.p20_ms)} .. {_ms(row.p80_ms)})")
         if ratios:
             (base,) = [r for r in rows if _like(r, row) and r.provider == BASES[name]]
-            cells.append(f"{base.p50_ms / row.p50_ms:.2f}")
+            cells.append(f"{base.p50_ms / row.p50_ms:.3g}")
         if memory:
             of_it = f" ({row.imports_mib:,.0f})" if row.imports_mib else ""
             cells.append(f"{row.peak_mib:,.0f}{of_it}" if row.peak_mib else "")
