@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from nti.inversion.state import StateFileError as StateFileError
     from nti.model import StableDiffusion as StableDiffusion
     from nti.model import load_model as load_model
+    from nti.report.page import make_report as make_report
     from nti.weights_loader import CheckpointError as CheckpointError
 
 __version__ = "0.1.0"
@@ -97,6 +98,7 @@ _HOMES = {
     "nti.inversion.settings": ("InversionSettings",),
     "nti.inversion.state": ("InversionState", "StateFile", "StateFileError"),
     "nti.model": ("StableDiffusion", "load_model"),
+    "nti.report.page": ("make_report",),
     "nti.weights_loader": ("CheckpointError",),
 }  # fmt: skip
 """Each public name by its module."""

@@ -27,6 +27,7 @@ ROOMS = (
     ("nti.inversion",),
     ("nti.editing",),
     ("nti.export",),
+    ("nti.report",),
     ("nti.inspection", "nti.demo"),
     ("nti.cli",),
     ("nti", "nti.__main__"),

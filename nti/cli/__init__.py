@@ -1,5 +1,5 @@
 """The command line: `nti demo | invert | generate | reconstruct | edit | sweep | inpaint | align |
-attention | inspect | convert | methods | plan | export`, one file a command.
+attention | report | inspect | convert | methods | plan | export`, one file a command.
 
 Nothing heavy is imported before a command runs, so `nti --help` answers at once.
 """
@@ -29,6 +29,7 @@ from nti.cli import (
     methods,
     plan,
     reconstruct,
+    report,
     sweep,
 )
 from nti.cli.options import add_telling_options
@@ -37,8 +38,8 @@ from nti.cli.terminal import Terminal, Terminated
 __all__ = ["main"]
 
 COMMANDS = (
-    demo, invert, generate, reconstruct, edit, sweep, inpaint, align, attention, inspect, convert,
-    methods, plan, export,
+    demo, invert, generate, reconstruct, edit, sweep, inpaint, align, attention, report, inspect,
+    convert, methods, plan, export,
 )  # fmt: skip
 """Each has `add`, which declares its options and says what runs it."""
 

@@ -18,12 +18,16 @@ LATENTS = ".safetensors"
 INPUTS = ("image", "inversion", "mask", "paste_back", "checkpoint", "vae")
 """The options that name files to be read."""
 
+MOST_REPORT = 5_000_000
+"""How much of a page is read to know it."""
+
 SUFFIXES = {
     "picture": tuple(PICTURES),
     "inversion": (LATENTS,),
     "latents": (LATENTS,),
     "published": (LATENTS,),
     "plan": (LATENTS,),
+    "report": (".html",),
 }
 
 
@@ -34,7 +38,7 @@ def check_output(options: argparse.Namespace, path: Path, *kinds: str) -> Path:
         options: all of the command, as some name files that are read.
         path: of the output. Its folder is made.
         kinds: what the command may write there: `picture`, `inversion`, `latents`, `published`,
-            `plan`.
+            `plan`, `report`.
 
     Returns:
         The path.
@@ -92,7 +96,7 @@ def numbered(path: Path, count: int) -> list[Path]:
 
 def holds(path: Path, kind: str) -> bool:
     """Whether a file is a `picture` that nti wrote, an `inversion`, `latents`, a `published`
-    inversion or a `plan`, by what is in it.
+    inversion, a `plan` or a `report`, by what is in it.
     """
     return path.is_file() and RECOGNISED[kind](path)
 
@@ -155,4 +159,5 @@ RECOGNISED: dict[str, Callable[[Path], bool]] = {
     "latents": lambda path: _header(path)[1] == ["latents"],
     "published": lambda path: set(_header(path)[1]) == {"uncond_embeddings", "x_t"},
     "plan": lambda path: "plan" in _header(path)[0],
+    "report": lambda path: b"Made by nti report." in path.read_bytes()[-MOST_REPORT:],
 }

@@ -1,0 +1,1 @@
+"""An inversion and its edits as one page to look at."""
