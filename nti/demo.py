@@ -2,9 +2,9 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -12,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from nti.contact_sheet import contact_sheet
+from nti.editing.attention_grid import token_cells
+from nti.editing.attention_maps import average_attention
 from nti.editing.prompt_to_prompt import edit
 from nti.errors import Callback
 from nti.files import write_picture
@@ -33,15 +35,26 @@ class DemoEdit:
     cross_replace: float = 0.8
     self_replace: float = 0.5
     blend: tuple[str, str] | None = None
-    reweight: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DemoStrip:
+    """One edit with a word of it weighed by several factors."""
+
+    prompt: str
+    word: str
+    factors: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class DemoSample:
-    """A held-out sample and its edits."""
+    """A held-out sample, its edits, and what is shown of its words' weights."""
 
     name: str
     edits: tuple[DemoEdit, ...]
+    strip: DemoStrip | None = None
+    looks: bool = False
+    """Whether its words' attention is shown."""
 
 
 SAMPLES = (
@@ -51,11 +64,9 @@ SAMPLES = (
             DemoEdit("colour", "a green circle on snow"),
             DemoEdit("shape", "a purple heart on snow", cross_replace=0.2, self_replace=0.1),
             DemoEdit("added pattern", "a striped purple circle on snow"),
-            DemoEdit(
-                "reweight striped x2", "a striped purple circle on snow", reweight={"striped": 2.0}
-            ),
             DemoEdit("background", "a purple circle on grass", cross_replace=0.0, self_replace=0.0),
         ),
+        strip=DemoStrip("a striped purple circle on snow", "striped", (-1.0, 0.0, 0.5, 1.0, 2.0)),
     ),
     DemoSample(
         "circle-and-star",
@@ -79,6 +90,7 @@ SAMPLES = (
                 blend=("star", "star"),
             ),
         ),
+        looks=True,
     ),
 )
 
@@ -141,6 +153,10 @@ def run_demo(
             model, shown.name, directory, steps, guidance_scale, progress, tell
         )
         rows += [cells, _edits(model, shown, inversion, directory, tell)]
+        if shown.strip is not None:
+            rows.append(_strip(model, shown.strip, inversion))
+        if shown.looks:
+            rows.append(_attention(model, inversion))
     title = f"nti demo: {model.config.name} model, {steps} steps, w = {inversion.guidance_scale:g}"
     write_picture(contact_sheet(rows, title=title), directory / "contact_sheet.png")
     tell(f"wrote {directory / 'contact_sheet.png'} ({time.monotonic() - started:.0f} s)")
@@ -211,10 +227,28 @@ def _edits(
             cross_replace=wanted.cross_replace,
             self_replace=wanted.self_replace,
             blend=wanted.blend,
-            reweight=dict(wanted.reweight) or None,
         )
         name = f"{shown.name}-edit-{number}.png"
         write_picture(result.images[0], directory / name)
         tell(f"{shown.name}: {wanted.label}: {wanted.prompt} -> {name}")
         cells.append((result.images[0], f"{wanted.label}: {wanted.prompt}"))
     return cells
+
+
+def _strip(
+    model: StableDiffusion, strip: DemoStrip, inversion: Inversion
+) -> list[tuple[Image.Image, str]]:
+    """Weigh a word of an edit by each factor, all in one batch."""
+    weights = [{strip.word: factor} for factor in strip.factors]
+    result = edit(model, inversion, [strip.prompt] * len(weights), reweight=[*weights])
+    return [
+        (image, f"re-weighting: {strip.word} x {factor:g}")
+        for image, factor in zip(result.images, strip.factors, strict=True)
+    ]
+
+
+def _attention(model: StableDiffusion, inversion: Inversion) -> list[tuple[Image.Image, str]]:
+    """Where the caption's longer words look, averaged over all steps."""
+    maps = average_attention(model, inversion)[0]
+    cells = token_cells(model, inversion.prompt, maps, by_word=True)
+    return [(image, f"attention: {text}") for image, text in cells if len(text.split()[0]) > 2][:5]

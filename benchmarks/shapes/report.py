@@ -1,7 +1,7 @@
 r"""Turn the rows of `evaluate.py` into tables of Markdown pages and a plot.
 
     python benchmarks/shapes/report.py benchmarks/results docs/guidance.png \
-        docs/embedded-model.md README.md
+        docs/embedded-model.md
 
 The tables stand in a page between `<!-- rows: NAME -->` and `<!-- end -->`.
 """

@@ -18,7 +18,7 @@ from nti.image import to_pil
 from nti.inversion.inversion import Inversion
 from nti.model import StableDiffusion
 
-__all__ = ["attention_grid", "component_grid"]
+__all__ = ["attention_grid", "component_grid", "token_cells"]
 
 COLUMNS = 6
 CELL = 160
@@ -51,7 +51,7 @@ def attention_grid(
     rows: list[list[Cell]] = []
     for number, (prompt, its_maps) in enumerate(zip(prompts, maps, strict=True)):
         cells = _image_cell(model, inversion, prompt) if number == 0 else []
-        cells += _token_cells(model, prompt, its_maps, by_word)
+        cells += token_cells(model, prompt, its_maps, by_word)
         rows += [cells[start : start + COLUMNS] for start in range(0, len(cells), COLUMNS)]
     return contact_sheet(rows, cell=CELL)
 
@@ -91,8 +91,8 @@ def _image_cell(model: StableDiffusion, inversion: Inversion, label: str) -> lis
     return [(to_pil(model.decode_latent(latent))[0], label)]
 
 
-def _token_cells(model: StableDiffusion, text: str, maps: Tensor, by_word: bool) -> list[Cell]:
-    """One cell a token or word of a prompt, of maps (h, w, 77)."""
+def token_cells(model: StableDiffusion, text: str, maps: Tensor, by_word: bool) -> list[Cell]:
+    """Return a labelled cell for each token or word of a prompt, of maps (h, w, 77)."""
     prompt = model.tokenizer.encode(text)
     if by_word:
         groups = [(word.text, list(word.tokens)) for word in words_of(prompt)]

@@ -50,8 +50,8 @@ def diffedit(
     """Edit only where the edited prompt predicts other noise than the source's.
 
     The mask: the image is noised to half of the steps by several noises, and for each the
-    conditional noise of both prompts is predicted. |eps(z, P*) - eps(z, P)| is averaged over noises
-    and channels, outliers are cut to three times the mean, the rest is scaled to [0, 1], and the
+    conditional noise of both prompts is predicted. Their distance is averaged over noises and
+    channels, outliers are cut to three times the mean, the rest is scaled to [0, 1], and the
     mask is what is above the threshold. Then guided sampling starts from the source's stored
     latent, and after each step the latent outside the mask becomes the stored one.
 
@@ -118,7 +118,7 @@ def diffedit(
 
 
 def _differences(rows: EditRows, noises: Tensor, callback: Callback | None) -> Tensor:
-    """Return |eps(z, P*) - eps(z, P)| (E, h, w), the mean over channels and noises.
+    """Return abs(eps(z, P*) - eps(z, P)) (E, h, w), the mean over channels and noises.
 
     `noises` are (n, 1, 4, h, w).
     """

@@ -26,7 +26,7 @@ class Proximal:
     norm: str = "l0"
     """`l0` keeps differences above the threshold as they are, `l1` less the threshold."""
     quantile: float = 0.7
-    """The threshold: this quantile of |eps_c - eps_u| over an edit's latent."""
+    """The threshold: this quantile of abs(eps_c - eps_u) over an edit's latent."""
     pull_below: int = 0
     """The timestep below which what is not guided goes back to the source's latent (inversion
     guidance); 0: never, as in the authors' published runs. Their paper has 400."""

@@ -133,7 +133,8 @@ export class Algorithm {
   }
 
   /**
-   * Prompt-to-Prompt: yields after every step the edit's latent and the blend's mask.
+   * Prompt-to-Prompt: yields after every step the edit's latent, the clean latent that it predicts,
+   * and the blend's mask.
    * @param settings {text, cross, self, reweight, blend: [word, word] or null, w, cells}.
    */
   async *edit(settings) {
@@ -158,10 +159,9 @@ export class Algorithm {
         words,
       );
       const size = latent.length;
-      latent = this.moved(
-        "sample", i, latent,
-        Algorithm.guided(eps.slice(0, size), eps.slice(2 * size), settings.w),
-      );
+      const guided = Algorithm.guided(eps.slice(0, size), eps.slice(2 * size), settings.w);
+      const clean = this.clean(i, latent, guided);
+      latent = this.moved("sample", i, latent, guided);
       let mask = null;
       if (settings.blend) {
         maps = maps ? maps.map((x, k) => x + seen[k]) : Float32Array.from(seen);
@@ -171,7 +171,7 @@ export class Algorithm {
           latent = latent.map((z, k) => (mask[k % mask.length] ? z : source[k]));
         }
       }
-      yield { step: i, latent, mask };
+      yield { step: i, latent, clean, mask };
     }
   }
 

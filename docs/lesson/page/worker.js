@@ -73,8 +73,7 @@ const JOBS = {
   async edit(settings, tell) {
     let last;
     for await (last of algorithm.edit(settings)) {
-      const shown = last.step % 4 === 3 || last.step === algorithm.steps - 1;
-      const picture = shown ? await algorithm.decoded(last.latent) : null;
+      const picture = last.step % 4 === 3 ? await algorithm.decoded(last.clean) : null;
       tell({ step: last.step, picture, mask: last.mask });
     }
     return { picture: await algorithm.decoded(last.latent), latent: last.latent, mask: last.mask };
