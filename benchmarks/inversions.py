@@ -33,7 +33,8 @@ def inversions(
         for batch in (1, 4):
             # Of its own, so that a batch's peak is without the graphs of the one before it.
             graphs = model.with_execution("cuda-graph")
-            yield _by_batch(graphs, "Stable Diffusion v1, 512 px", (batch,), 1, steps)[0]
+            name = "random weights of Stable Diffusion v1, 512 px"
+            yield _by_batch(graphs, name, (batch,), 1, steps)[0]
     exact = None
     for each in dict.fromkeys((torch.float32, dtype)):
         execution = "cuda-graph" if device.type == "cuda" else "eager"

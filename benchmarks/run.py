@@ -10,6 +10,7 @@ is wrong writes no row.
 """
 
 import argparse
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -48,7 +49,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int)
     parser.add_argument("--dtype", default=None, choices=["float32", "float16", "bfloat16"])
     parser.add_argument("--community", type=Path, help="the file of diffusers' NullTextPipeline")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument(
+        "--out", type=Path,
+        help="where rows go (default: benchmarks/results; with --quick a folder for temporary"
+        " files, which is named)",
+    )  # fmt: skip
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # float32 is what half precision is compared with: in full, which PyTorch's convolutions on CUDA
@@ -58,6 +63,10 @@ def main() -> None:
     config = QUICK if options.quick else SD_V1
     sides = options.side or ([128] if options.quick else [256, 512])
     repeats = options.repeats or 3
+    out = options.out or Path("benchmarks/results")
+    if options.quick and options.out is None:
+        out = Path(tempfile.mkdtemp(prefix="nti-quick-"))
+        print(f"rows go to {out}")
     named = options.sections
     pipeline = None
     if options.community:
@@ -86,7 +95,7 @@ def main() -> None:
                     f"{row.section:<10} {row.provider:<16} {row.case:<34} {row.dtype:<8}"
                     f" {row.p50_ms:>10.3f} ms {row.peak_mib:>8.0f} MiB  {row.quality:g} {row.unit}"
                 )
-            write_rows(rows, options.out / f"{name}.csv")
+            write_rows(rows, out / f"{name}.csv")
         print(f"{section}: {time.monotonic() - started:.0f} s", flush=True)
 
 

@@ -2,8 +2,7 @@
 
 Prompt-to-Prompt injects the source's self-attention into an edit: softmax(Q_s K_s^T / sqrt(d)) V_e.
 The row to take Q and K from is data, so one graph serves the steps inside and outside the window.
-PyTorch computes it on every device: its own attention was twice as fast on an H200 as one by Triton
-that read the rows in place (docs/kernels.md).
+PyTorch computes it on every device: a kernel by Triton took longer (docs/kernels.md).
 """
 
 import torch.nn.functional as F

@@ -9,7 +9,6 @@ from importlib import resources
 from pathlib import Path
 
 from PIL import Image
-from torch import Tensor
 
 from nti.contact_sheet import contact_sheet
 from nti.editing.attention_grid import token_cells
@@ -17,7 +16,7 @@ from nti.editing.attention_maps import average_attention
 from nti.editing.prompt_to_prompt import edit
 from nti.errors import Callback
 from nti.files import write_picture
-from nti.image import load_image, to_pil
+from nti.image import load_image, psnr, to_pil
 from nti.inversion.inversion import Inversion
 from nti.inversion.invert import invert
 from nti.inversion.sampling import reconstruct, sample
@@ -117,12 +116,6 @@ def sample_captions() -> dict[str, str]:
 def sample_image(name: str) -> Path:
     """Return the path of a sample image."""
     return _samples() / f"{name}.png"
-
-
-def psnr(image: Tensor, reference: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of images (..., H, W) in [-1, 1]."""
-    error = (image.cpu().double() - reference.cpu().double()).square().mean() / 4.0
-    return float(-10.0 * error.log10())
 
 
 def run_demo(

@@ -5,6 +5,7 @@ import errno
 import io
 import os
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ __all__ = [
     "encode_picture",
     "is_marked",
     "locked",
+    "part_folder",
     "write_file",
     "write_picture",
 ]
@@ -119,6 +121,41 @@ def locked(path: Path) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             path.unlink()
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def part_folder(target: Path) -> Iterator[Path]:
+    """Make a hidden folder beside `target`, to be filled and renamed; it is gone at the end.
+
+    Such folders of processes that were killed are removed.
+    """
+    begin = f".{target.name}-"
+    for path in target.parent.iterdir():
+        if path.name.startswith(begin) and path.name.endswith(PART) and path.is_dir():
+            with _folder_lock(path) as free:
+                if free:
+                    shutil.rmtree(path, ignore_errors=True)
+    part = target.with_name(f"{begin}{secrets.token_hex(4)}{PART}")
+    part.mkdir()
+    try:
+        with _folder_lock(part):
+            yield part
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _folder_lock(path: Path) -> Iterator[bool]:
+    """Hold a folder's lock; False where another process holds it, or where folders have none."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        yield False
+        return
+    try:
+        yield fcntl is not None and _lock(descriptor)
+    finally:
         os.close(descriptor)
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from nti import files
-from nti.files import check_writable, encode_picture, write_file, write_picture
+from nti.files import PART, check_writable, encode_picture, part_folder, write_file, write_picture
 
 
 def test_a_file_and_its_folder_are_made(tmp_path: Path) -> None:
@@ -146,3 +146,31 @@ def test_a_picture_carries_no_metadata_of_other_pixels() -> None:
 def test_another_format_is_refused() -> None:
     with pytest.raises(ValueError, match="output: got .xyz, expected .png"):
         encode_picture(Image.new("RGB", (8, 8)), ".xyz")
+
+
+def test_a_folder_of_a_killed_process_is_removed_and_no_other(tmp_path: Path) -> None:
+    script = (
+        "import os, sys, pathlib; from nti.files import part_folder\n"
+        "with part_folder(pathlib.Path(sys.argv[1])) as part:\n"
+        "    (part / 'x').write_text('half'); print(part, flush=True)\n"
+        "    sys.stdin.read()"
+    )
+    target = tmp_path / "out"
+    mine = tmp_path / ".out-mine"
+    mine.mkdir()
+    command = [sys.executable, "-c", script, str(target)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        theirs = Path(other.stdout.readline().strip())
+        with part_folder(target) as part:
+            assert theirs.is_dir(), "its process lives"
+            assert part != theirs and part.name.endswith(PART)
+        assert not part.exists()
+        other.kill()
+    assert (theirs / "x").exists(), "nobody was left to remove it"
+    with part_folder(target) as part:
+        assert not theirs.exists() and mine.is_dir()
+        part.rename(target)
+    assert target.is_dir()

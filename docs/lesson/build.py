@@ -29,6 +29,7 @@ from nti.export.export import export
 from nti.inversion.inversion import Inversion
 from nti.model import StableDiffusion
 from nti.networks.control import MapCollector
+from nti.report.collect import levels
 from nti.sampling.step import controlled_noise
 
 PAGE = Path(__file__).parent / "page"
@@ -59,6 +60,7 @@ def main() -> None:
         parser.error(f"{output}: got something that exists, expected a new or an empty folder")
     if options.runtime is None and shutil.which("npm") is None:
         parser.error("npm: not found; install it, or name the unpacked package by --runtime")
+    output.mkdir(parents=True, exist_ok=True)  # what cannot be written shows before the work
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         runtime = options.runtime or _fetched(work, parser.error)
@@ -80,12 +82,15 @@ def main() -> None:
 
 def _fetched(work: Path, fail: Callable[[str], Any]) -> Path:
     """Fetch the package of onnxruntime-web, and return its folder `dist`."""
-    done = subprocess.run(
-        ["npm", "pack", RUNTIME, "--pack-destination", str(work)], capture_output=True, text=True
-    )
+    command = ["npm", "pack", RUNTIME, "--pack-destination", str(work)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    except subprocess.TimeoutExpired:
+        fail(f"npm pack {RUNTIME}: got no answer in 300 s; try again, or give --runtime")
     packed = list(work.glob("*.tgz"))
     if done.returncode or not packed:
-        fail(f"npm pack {RUNTIME}: {done.stderr.strip().splitlines()[-1:] or done.stdout}")
+        lines = done.stderr.strip().splitlines() or ["no package came"]
+        fail(f"npm pack {RUNTIME}: {lines[-1]}; or give --runtime")
     with tarfile.open(packed[0]) as archive:
         archive.extractall(work, filter="data")
     return work / "package" / "dist"
@@ -189,7 +194,7 @@ def _attention(model: StableDiffusion, inversion: Inversion) -> dict[str, Any]:
     """Return where each token of the caption attends at each step, at two levels, as 0 to 255."""
     rows = EditRows.create(model, inversion, inversion.prompt)
     prompt = model.tokenizer.encode(inversion.prompt)
-    maps: dict[int, list[list[list[int]]]] = {0: [], 1: []}
+    maps: dict[int, list[Tensor]] = {0: [], 1: []}
     for i in range(rows.schedule.steps):
         hook = MapCollector(frozenset({"cross"}), frozenset(maps), frozenset({"down", "up"}))
         latent = rows.visited[i : i + 1]
@@ -197,13 +202,9 @@ def _attention(model: StableDiffusion, inversion: Inversion) -> dict[str, Any]:
         controlled_noise(model.unet, latent, t, rows.cond[i, :1], None, hook)
         for level, steps in maps.items():
             seen = [each.probabilities for each in hook.maps if each.site.level == level]
-            steps.append(_levels(torch.stack(seen).mean(dim=(0, 1, 2))[:, 1 : prompt.end]))
-    return {"tokens": list(prompt.pieces), "levels": {str(k): v for k, v in maps.items()}}
-
-
-def _levels(maps: Tensor) -> list[list[int]]:
-    """(L, tokens) -> each token's map as whole numbers, 255 where a token receives most."""
-    return (255 * maps / maps.amax()).round().int().T.tolist()
+            steps.append(torch.stack(seen).mean(dim=(0, 1, 2)))
+    found = {str(level): levels(torch.stack(each), prompt).tolist() for level, each in maps.items()}
+    return {"tokens": list(prompt.pieces), "levels": found}
 
 
 if __name__ == "__main__":

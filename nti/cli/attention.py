@@ -11,25 +11,13 @@ from nti.cli.options import (
     load_model,
     open_inversion,
     plan_of,
+    refuse_edits_alone,
 )
 from nti.cli.outputs import check_output, keep
 from nti.cli.progress import progress
 from nti.files import write_picture
 
 __all__ = ["add"]
-
-EDITS = {
-    "--guidance": "guidance",
-    "--mode": "mode",
-    "--cross": "cross",
-    "--self": "self_replace",
-    "--blend": "blend",
-    "--subtract": "subtract",
-    "--blend-start": "blend_start",
-    "--blend-threshold": "blend_threshold",
-    "--reweight": "reweight",
-}
-"""What only edits read: the place of each option."""
 
 
 def add(commands: Commands) -> None:
@@ -62,11 +50,6 @@ def add(commands: Commands) -> None:
     command.set_defaults(run=run)
 
 
-def is_given(options: argparse.Namespace, name: str) -> bool:
-    """Whether an option is there."""
-    return getattr(options, EDITS[name]) not in (None, [])
-
-
 def run(options: argparse.Namespace) -> None:
     """Draw the maps."""
     from nti.editing.attention_grid import attention_grid, component_grid
@@ -77,11 +60,7 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(
             "--components: got --prompt or --words too, expected the source alone: leave one out"
         )
-    if given := [name for name in EDITS if not options.prompt and is_given(options, name)]:
-        raise ValueError(
-            f"{', '.join(given)}: got no --prompt, expected an edited prompt, as the image's own"
-            " attention does not depend on it"
-        )
+    refuse_edits_alone(options, "as the image's own attention does not depend on it")
     places = tuple(options.place or ("down", "up"))
     model = load_model(options)
     plan = plan_of(options, model, inversion) if options.prompt else None

@@ -28,6 +28,7 @@ __all__ = [
     "paste_backer",
     "plan_of",
     "plan_settings",
+    "refuse_edits_alone",
 ]
 
 Commands = Any
@@ -194,6 +195,27 @@ def plan_settings(options: argparse.Namespace) -> dict[str, Any]:
         if options.blend_threshold is None
         else options.blend_threshold,
     }
+
+
+EDITS = {
+    "--guidance": "guidance",
+    "--mode": "mode",
+    "--cross": "cross",
+    "--self": "self_replace",
+    "--blend": "blend",
+    "--subtract": "subtract",
+    "--blend-start": "blend_start",
+    "--blend-threshold": "blend_threshold",
+    "--reweight": "reweight",
+}
+"""What only edits read: the place of each option."""
+
+
+def refuse_edits_alone(options: argparse.Namespace, why: str) -> None:
+    """Raise ValueError for options of edits where no edited prompt is given."""
+    given = [name for name, place in EDITS.items() if getattr(options, place) not in (None, [])]
+    if given and not options.prompt:
+        raise ValueError(f"{', '.join(given)}: got no --prompt, expected an edited prompt, {why}")
 
 
 def paste_backer(

@@ -18,8 +18,8 @@ LATENTS = ".safetensors"
 INPUTS = ("image", "inversion", "mask", "paste_back", "checkpoint", "vae")
 """The options that name files to be read."""
 
-MOST_REPORT = 5_000_000
-"""How much of a page is read to know it."""
+REPORT, MOST_REPORT = b'<meta name="generator" content="nti report">', 1000
+"""What a report says of itself, within so many bytes of its beginning."""
 
 SUFFIXES = {
     "picture": tuple(PICTURES),
@@ -153,11 +153,22 @@ def _header(path: Path) -> tuple[Sequence[str], Sequence[str]]:
         return [], []
 
 
+def _is_report(path: Path) -> bool:
+    """Whether a page says that `nti report` made it."""
+    if path.suffix.lower() != ".html":
+        return False
+    try:
+        with path.open("rb") as file:
+            return REPORT in file.read(MOST_REPORT)
+    except OSError:
+        return False
+
+
 RECOGNISED: dict[str, Callable[[Path], bool]] = {
     "picture": is_marked,
     "inversion": lambda path: "inversion" in _header(path)[0],
     "latents": lambda path: _header(path)[1] == ["latents"],
     "published": lambda path: set(_header(path)[1]) == {"uncond_embeddings", "x_t"},
     "plan": lambda path: "plan" in _header(path)[0],
-    "report": lambda path: b"Made by nti report." in path.read_bytes()[-MOST_REPORT:],
+    "report": lambda path: _is_report(path),
 }

@@ -11,6 +11,7 @@ from nti.cli.options import (
     load_model,
     open_inversion,
     plan_of,
+    refuse_edits_alone,
 )
 from nti.cli.outputs import check_output, keep
 from nti.cli.progress import progress
@@ -43,13 +44,19 @@ def run(options: argparse.Namespace) -> None:
 
     inversion = open_inversion(options)
     output = check_output(options, options.output, "report")
-    if options.guidance not in (None, inversion.guidance_scale):
+    if options.guidance is not None:
         raise ValueError(
-            f"--guidance: got {options.guidance}, expected {inversion.guidance_scale}, with which"
-            f" {options.inversion} was made: leave the option out"
+            f"--guidance: got {options.guidance}, expected none, as a report is of the guidance"
+            f" scale that {options.inversion} was made with: leave the option out"
         )
+    refuse_edits_alone(options, "which they are about")
     photograph = None
     if options.image is not None:
+        if inversion.placement is None:
+            raise ValueError(
+                f"--image: got an inversion that does not say where in an image it lay, expected"
+                f" {options.inversion} to be of an image's file: leave the option out"
+            )
         photograph = fit_image(*match_original(options.image, inversion.placement))
     model = load_model(options)
     plan = plan_of(options, model, inversion) if options.prompt else None

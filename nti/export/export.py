@@ -2,7 +2,6 @@
 
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Sequence
 from importlib import import_module, metadata
@@ -33,6 +32,7 @@ from nti.export.manifest import (
     write_manifest,
 )
 from nti.export.trace import stored_weights, traced
+from nti.files import part_folder
 from nti.inversion.provenance import describe_versions
 from nti.inversion.settings import InversionSettings
 from nti.model import StableDiffusion
@@ -99,15 +99,11 @@ def export(
     target = _replaceable(Path(folder))
     if "onnx" in chosen:
         import_module("nti.export.onnx")  # what is missing shows before the work
-    part = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
-    part.mkdir()
-    try:
+    with part_folder(target) as part:
         made = _write_all(model, part, shape, batch, edits, settings, chosen, wanted, callback)
         if target.exists():
             shutil.rmtree(target)
         part.rename(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return made
 
 

@@ -7,7 +7,7 @@ from nti.image.mask import MaskLike, load_mask
 from nti.image.opening import FORMATS, MOST_PIXELS, ImageFile, open_image
 from nti.image.pasting import paste_back
 from nti.image.placement import FITS, Placement, fit_image, match_original
-from nti.image.tensor import ImageLike, load_image, to_pil
+from nti.image.tensor import ImageLike, load_image, psnr, to_pil
 
 __all__ = [
     "FITS",
@@ -24,5 +24,6 @@ __all__ = [
     "match_original",
     "open_image",
     "paste_back",
+    "psnr",
     "to_pil",
 ]

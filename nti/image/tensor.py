@@ -9,7 +9,7 @@ from nti.image.opening import ImageFile, open_image
 from nti.image.placement import Placement, fit_image
 from nti.image.ranges import TOLERANCE, out_of_range
 
-__all__ = ["ImageLike", "load_image", "to_pil"]
+__all__ = ["ImageLike", "load_image", "psnr", "to_pil"]
 
 ImageLike = ImageFile | Tensor
 
@@ -68,3 +68,9 @@ def to_pil(image: Tensor) -> list[Image.Image]:
         )
         for p in pixels
     ]
+
+
+def psnr(image: Tensor, reference: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of images (..., H, W) in [-1, 1]; inf for equal ones."""
+    error = (image.cpu().double() - reference.cpu().double()).square().mean() / 4.0
+    return float(-10.0 * error.log10())

@@ -4,10 +4,12 @@ import base64
 import html
 import json
 import math
+import re
 from importlib import resources
 from io import BytesIO
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -20,6 +22,8 @@ from nti.report.collect import collect
 __all__ = ["MOST_BYTES", "make_report"]
 
 MOST_BYTES = 5_000_000
+
+MARK = re.compile(r"\{\{(TITLE|STYLE|PROGRAM|DATA)\}\}")
 
 LOSSLESS = 256
 """The side up to which a picture is kept as PNG."""
@@ -57,12 +61,7 @@ def make_report(
 
     """
     found = collect(model, inversion, plan, photograph=photograph, callback=callback)
-    pictures = {name: _data_url(image) for name, image in found.pictures.items()}
-    data: dict[str, Any] = {
-        name: value for name, value in vars(found).items() if name not in ("pictures", "edits")
-    }
-    data["pictures"] = pictures
-    data["edits"] = [{**vars(each), "picture": _data_url(each.picture)} for each in found.edits]
+    data = {**vars(found), "edits": [vars(each) for each in found.edits]}
     page = _filled(found.prompt, data)
     if len(page.encode()) > MOST_BYTES:
         raise ValueError(
@@ -80,24 +79,28 @@ def _filled(title: str, data: dict[str, Any]) -> str:
     # One program: a page without files beside it cannot import.
     drawing = text["draw.js"].replace("export function", "function")
     # "<" would end the element where a prompt holds a tag.
-    packed = json.dumps(_finite(data), allow_nan=False).replace("<", "\\u003c")
-    page = text["report.html"]
-    for mark, content in (
-        ("TITLE", html.escape(title)),
-        ("/* STYLE */", text["style.css"]),
-        ("/* PROGRAM */", drawing + text["report.js"]),
-        ("DATA", packed),
-    ):
-        page = page.replace(f"{{{{{mark}}}}}", content, 1)
-    return page
+    packed = json.dumps(_plain(data), allow_nan=False, separators=(",", ":"))
+    parts = {
+        "TITLE": html.escape(title),
+        "STYLE": text["style.css"],
+        "PROGRAM": drawing + text["report.js"],
+        "DATA": packed.replace("<", "\\u003c"),
+    }
+    # In one pass, as a prompt may hold a mark.
+    return MARK.sub(lambda mark: parts[mark[1]], text["report.html"])
 
 
-def _finite(value: Any) -> Any:
-    """Replace numbers that JSON does not have by null."""
+def _plain(value: Any) -> Any:
+    """Return what JSON has for a value: pictures as URLs, bytes in base64, null for no number."""
     if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
+        return [_plain(each) for each in value]
+    if isinstance(value, Image.Image):
+        return _data_url(value)
+    if isinstance(value, Tensor):
+        data = bytes(value.to(torch.uint8).flatten().tolist())
+        return {"shape": list(value.shape), "data": base64.b64encode(data).decode()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -109,8 +109,17 @@ def test_the_fold_can_be_changed_by_hand(page: Page) -> None:
 
 
 def test_the_keyboard_reaches_everything(page: Page) -> None:
-    page.focus("#attention-words button:nth-child(4)")
-    assert "circle" not in text_of(page, "attention-label")
+    controls = page.locator("a[href], button, input, select")
+    controls.evaluate_all("all => all.forEach((each, i) => (each.dataset.number = i))")
+    page.evaluate("document.activeElement.blur(); window.scrollTo(0, 0)")
+    reached = set()
+    for _ in range(controls.count() + 5):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.dataset.number"))
+    assert {str(i) for i in range(controls.count())} <= reached
+    page.focus("#attention-words button:nth-child(3)")
+    page.keyboard.press("Shift+Tab")
+    assert text_of(page, "attention-label") == "“purple”"
     page.focus("#noise-step")
     before = text_of(page, "noise-t")
     page.keyboard.press("ArrowRight")

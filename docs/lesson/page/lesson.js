@@ -21,7 +21,10 @@ async function run(job, given, tell) {
 
 /** Show a slider's value beside it, and do something when it changes. */
 function slider(id, shown, label, changed = () => {}) {
-  const show = () => ($(shown).value = label(Number($(id).value)));
+  const show = () => {
+    $(shown).value = label(Number($(id).value));
+    $(id).setAttribute("aria-valuetext", $(shown).value);
+  };
   $(id).addEventListener("input", () => {
     show();
     changed();
@@ -84,12 +87,15 @@ function inversion() {
 }
 
 function nullText() {
+  $("null-w").value = state.facts.guidance_scale;
   slider("null-step", "null-t", timestep);
   slider("null-w", "null-w-shown", plain);
   slider("null-n", "null-n-shown", plain);
   const mark = (name) => {
     for (const line of $("algorithm").children) {
-      line.classList.toggle("runs", line.dataset.line === name);
+      const runs = line.dataset.line === name;
+      line.classList.toggle("runs", runs);
+      line.toggleAttribute("aria-current", runs);
     }
   };
   const losses = [];
@@ -206,7 +212,7 @@ function edit() {
     foldTable();
   }
 
-  async function compute() {
+  async function computeEdit() {
     const settings = {
       text: text(),
       cross: Number($("edit-cross").value),
@@ -246,11 +252,11 @@ function edit() {
       $("edit-factor").value = 1;
       $("edit-factor-shown").value = "1";
       chosen();
-      compute();
+      computeEdit();
     });
   }
-  $("edit-go").addEventListener("click", compute);
-  $("fold-go").addEventListener("click", compute);
+  $("edit-go").addEventListener("click", computeEdit);
+  $("fold-go").addEventListener("click", computeEdit);
   $("fold-reset").addEventListener("click", () => {
     state.cells = [];
     foldTable();
@@ -314,6 +320,7 @@ async function begin() {
   const made = await run("load", {}, ({ bytes }) => {
     $("loading").lastElementChild.textContent = `loading the model … ${(bytes / 1e6).toFixed(0)} MB`;
   });
+  $("loading").hidden = true;
   if (!made) return;
   state.facts = made.facts;
   const source = new Image();
@@ -335,8 +342,10 @@ async function begin() {
   attention();
   edit();
   await noise();
-  $("loading").hidden = true;
   document.body.dataset.ready = "yes";
 }
 
-begin();
+begin().catch((error) => {
+  $("trouble").textContent = String(error.message ?? error);
+  $("trouble").hidden = false;
+});

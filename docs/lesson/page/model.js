@@ -9,7 +9,9 @@ const at = (name) => new URL(`model/${name}`, here).href;
 export class Model {
   /** Load what all functions share; a function's graph is loaded when it is first called. */
   static async load(tell) {
-    const facts = await (await fetch(at("lesson.json"))).json();
+    const answer = await fetch(at("lesson.json"));
+    if (!answer.ok) throw new Error(`lesson.json: got ${answer.status}, expected the file: build anew`);
+    const facts = await answer.json();
     const [header, halves, wasm, inversion] = await Promise.all([
       unpacked(at("weights.header.gz"), tell),
       unpacked(at("weights.f16.gz"), tell),

@@ -12,20 +12,24 @@ function made(tag, attributes = {}, ...children) {
   return element;
 }
 
-const NAMES = {
-  photograph: "the photograph",
-  autoencoder: "the autoencoder's picture: the bound",
-  ddim: "plain DDIM from the same noise",
-  inversion: data.method,
-};
+/** Unpack an array of bytes: a function of the places of its first axes -> the values of the last. */
+function unpacked({ shape, data: packed }) {
+  const bytes = Uint8Array.from(atob(packed), (c) => c.charCodeAt(0));
+  const size = shape.at(-1);
+  return (...places) => {
+    const at = places.reduce((n, place, axis) => n * shape[axis] + place, 0);
+    return bytes.subarray(at * size, (at + 1) * size);
+  };
+}
 
 function pictures() {
-  const to = "photograph" in data.pictures ? "the photograph" : "the bound";
+  const [first] = Object.keys(data.pictures);
+  const to = first === "photograph" ? "the photograph" : "the first picture";
   for (const [name, source] of Object.entries(data.pictures)) {
     const db = data.decibels[name];
     const how = db === undefined ? "" : `, ${db === null ? "equal to" : `${db.toFixed(1)} dB from`} ${to}`;
     $("pictures").append(
-      made("figure", {}, made("img", { src: source, alt: NAMES[name] }), made("figcaption", {}, NAMES[name] + how)),
+      made("figure", {}, made("img", { src: source, alt: data.labels[name] }), made("figcaption", {}, data.labels[name] + how)),
     );
   }
 }
@@ -41,7 +45,10 @@ function curves() {
     { xLabel: "step", yLabel: "distance", count: timesteps.length + 1 },
   );
   const ends = losses.map((row) => row.filter((x) => x !== null).at(-1) ?? null);
-  $("iterations").hidden = $("ends").hidden = !ends.some((x) => x !== null);
+  $("pivot").textContent = data.pivot;
+  $("moved-from").textContent = data.moved_from;
+  const learned = ends.some((x) => x !== null);
+  for (const id of ["iterations", "loss-of"]) $(id).hidden = !learned;
   drawCurves($("ends"), [{ label: "last loss", values: ends }], {
     xLabel: "step", yLabel: "loss", count: timesteps.length, log: true,
   });
@@ -60,8 +67,12 @@ function curves() {
 function follow(id, count, show) {
   const slider = $(id);
   slider.max = count - 1;
-  slider.addEventListener("input", () => show(Number(slider.value)));
-  show(Number(slider.value));
+  const changed = () => {
+    show(Number(slider.value));
+    slider.setAttribute("aria-valuetext", `t = ${slider.previousElementSibling.value}`);
+  };
+  slider.addEventListener("input", changed);
+  changed();
 }
 
 /** Rows of words, each with its map over a picture; returns what draws a frame. */
@@ -69,7 +80,7 @@ function wordRow(title, picture, tokens, maps, side) {
   const row = made("div", { class: "words-row" }, made("h3", {}, title));
   const strip = made("div", { class: "row" });
   const canvases = tokens.slice(1, -1).map((token) => {
-    const canvas = made("canvas");
+    const canvas = made("canvas", { role: "img", "aria-label": `where “${token}” looks` });
     strip.append(
       made("figure", { class: "stack small" }, made("img", { src: picture, alt: "" }), canvas,
         made("figcaption", {}, token)),
@@ -78,7 +89,8 @@ function wordRow(title, picture, tokens, maps, side) {
   });
   row.append(strip);
   $("maps").append(row);
-  return (frame) => canvases.forEach((canvas, i) => drawHeat(canvas, maps[frame][i], 255, side[1]));
+  const map = unpacked(maps);
+  return (frame) => canvases.forEach((canvas, i) => drawHeat(canvas, map(frame, i), 255, side[1]));
 }
 
 function maps() {
@@ -117,7 +129,7 @@ function edits() {
     const before = made("img", { src: data.pictures.inversion, alt: "before" });
     const after = made("img", { src: edit.picture, alt: "after", class: "over" });
     const slider = made("input", {
-      type: "range", min: 0, max: 100, value: 50, id: `before-${number}`, "aria-label": "before and after",
+      type: "range", min: 0, max: 100, value: 50, id: `before-${number}`, "aria-label": `before and after: ${edit.prompt}`,
     });
     const clip = () => (after.style.clipPath = `inset(0 0 0 ${slider.value}%)`);
     slider.addEventListener("input", clip);
@@ -126,15 +138,16 @@ function edits() {
       made("figure", { class: "stack wide" }, before, after,
         made("figcaption", {}, "before | after", slider)));
     if (edit.masks) {
-      const canvas = made("canvas");
+      const mask = unpacked(edit.masks);
+      const canvas = made("canvas", { role: "img", "aria-label": "where the edit may change" });
       const over = made("input", {
         type: "range", min: 0, max: data.frames.length - 1, value: data.frames.length - 1, id: `mask-${number}`,
-        "aria-label": "timestep of the mask",
+        "aria-label": `timestep of the mask: ${edit.prompt}`,
       });
       const shown = made("output");
       const draw = () => {
         shown.value = `where it may change, t = ${data.timesteps[data.frames[over.value]]}`;
-        drawHeat(canvas, edit.masks[over.value], 2, data.mask_side[1]);
+        drawHeat(canvas, mask(Number(over.value)), 2, data.mask_side[1]);
       };
       over.addEventListener("input", draw);
       draw();
@@ -149,6 +162,7 @@ function edits() {
 $("prompt").textContent = data.prompt;
 $("facts").textContent =
   `${data.model_name}, ${data.method}, ${data.timesteps.length} steps, w = ${data.guidance_scale}`;
+$("cut").textContent = data.cut ? `${data.cut} tokens of the longest prompt are not shown.` : "";
 pictures();
 curves();
 maps();
