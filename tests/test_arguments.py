@@ -38,7 +38,7 @@ WRONG = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("value", WRONG, ids=repr)
+@pytest.mark.parametrize("value", WRONG, ids=lambda value: repr(value).partition(" at 0x")[0])
 def test_what_is_no_number_is_named_in_one_line(value: object) -> None:
     for check, kind in ((a_number, "finite"), (a_whole_number, "whole")):
         with pytest.raises(ValueError, match=rf"^n: got .*, expected a {kind} number$") as error:
