@@ -52,6 +52,9 @@ def test_sliders_change_what_is_seen(page: Page) -> None:
     drag(page, "noise-step", 3)
     changes(page, "noise-picture", before)
     assert text_of(page, "noise-t") == "801"
+    before = pixels(page, "noise-picture")
+    page.click("#noise-steps")
+    changes(page, "noise-picture", before)
     before = pixels(page, "attention-map")
     drag(page, "attention-step", 15)
     changes(page, "attention-map", before)

@@ -53,6 +53,13 @@ function noise() {
     seed++;
     show();
   });
+  $("noise-steps").addEventListener("click", () =>
+    run("sample", { w: 1, optimized: false }, ({ step, picture }) => {
+      drawPicture($("noise-picture"), picture);
+      $("noise-t").value = timestep(step);
+      $("noise-alpha").value = state.facts.alpha_bar[step].toFixed(3);
+    }),
+  );
   return show();
 }
 
