@@ -25,8 +25,6 @@ EDIT = {"text": "a green heart on snow", "cross": 0.4, "self": 0.3, "w": 3, "ble
 class Quiet(SimpleHTTPRequestHandler):
     """Serves a folder, and says nothing."""
 
-    extensions_map = SimpleHTTPRequestHandler.extensions_map | {".mjs": "text/javascript"}
-
     def log_message(self, *_: object) -> None:
         """Say nothing."""
 

@@ -33,15 +33,10 @@ def kernels(repeats: int) -> Iterator[list[Row]]:
     """Time forward and backward passes of each op; a row a provider and shape."""
     edited = partial(_edited, *_edit())
     for length, size in SITES:
-        # Products that the result needs: two a row forward, two more for the gradient to q.
-        for name, call, products in (
-            ("cross, forward", _cross, 2 * ROWS),
-            ("cross, both passes", partial(_backward, _cross), 4 * ROWS),
-            ("cross with an edit", edited, 2 * ROWS + 2),
-        ):
-            tflop = products * 2 * HEADS * length * TOKENS * size / 1e12
-            case = f"{name}, {length} positions, d {size}"
-            yield _compare(case, call, _heads(length, TOKENS, size), repeats, tflop)
+        # Two products a row, and two more for the edit.
+        tflop = (2 * ROWS + 2) * 2 * HEADS * length * TOKENS * size / 1e12
+        case = f"cross with an edit, {length} positions, d {size}"
+        yield _compare(case, edited, _heads(length, TOKENS, size), repeats, tflop)
     for channels, side in NORMS:
         shape = (1, side, side, channels)
         drawn = _drawn({"x": shape, "weight": shape[-1:], "bias": shape[-1:], "cotangent": shape})
@@ -69,10 +64,6 @@ def _heads(length: int, keys: int, size: int) -> Inputs:
     lengths = {"q": length, "k": keys, "v": keys, "cotangent": length}
     drawn = _drawn({name: (ROWS, n, HEADS, size) for name, n in lengths.items()})
     return {name: t.transpose(1, 2) for name, t in drawn.items()}
-
-
-def _cross(x: Inputs, backend: str) -> Tensor:
-    return cfg_attention(x["q"], x["k"], x["v"], backend=backend)[0]
 
 
 def _edit() -> tuple[Fold, Tensor]:

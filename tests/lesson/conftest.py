@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -19,10 +20,15 @@ BUILD = Path(__file__).parents[2] / "docs/lesson/build.py"
 api = pytest.importorskip("playwright.sync_api")
 
 
+def missing(program: str) -> NoReturn:
+    """Skip what needs a program; in CI, where it is installed, fail."""
+    if os.environ.get("CI"):
+        pytest.fail(f"the lesson's tests need {program}")
+    pytest.skip(f"needs {program}")
+
+
 class Quiet(SimpleHTTPRequestHandler):
     """Serves a folder, and says nothing."""
-
-    extensions_map = SimpleHTTPRequestHandler.extensions_map | {".mjs": "text/javascript"}
 
     def log_message(self, *_: object) -> None:
         pass
@@ -34,7 +40,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if built := os.environ.get("NTI_LESSON"):
         return Path(built)
     if shutil.which("npm") is None:
-        pytest.skip("needs npm")
+        missing("npm")
     folder = tmp_path_factory.mktemp("lesson") / "site"
     done = subprocess.run(
         [sys.executable, str(BUILD), "-o", str(folder)], capture_output=True, text=True
@@ -57,7 +63,7 @@ def address(site: Path) -> Iterator[str]:
 def browser() -> Iterator["api.Browser"]:
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
-        pytest.skip("needs Chromium")
+        missing("Chromium")
     with api.sync_playwright() as play:
         started = play.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield started
