@@ -11,6 +11,7 @@ __all__ = [
     "NotFiniteError",
     "Stopped",
     "check_finite",
+    "is_out_of_memory",
     "part_of",
     "report",
 ]
@@ -65,6 +66,14 @@ def check_finite(
             else "look for extreme factors, guidance or inputs, or damaged weights"
         )
         raise NotFiniteError(f"{what}: got values that are not finite, in {dtype}: {advice}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory has run out: PyTorch's error, on a CPU any RuntimeError by its class."""
+    told = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in told or "allocate" in told)
+    )
 
 
 def report(callback: Callback | None, done: int, total: int) -> None:

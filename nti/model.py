@@ -39,7 +39,7 @@ from nti.weights_loader import (
     vae_layouts,
 )
 
-__all__ = ["StableDiffusion", "load_model"]
+__all__ = ["StableDiffusion", "load_model", "unknown_words"]
 
 logger = logging.getLogger(__name__)
 
@@ -193,16 +193,23 @@ class StableDiffusion:
         return image.to(self.state_dtype).clamp(-1.0, 1.0)
 
     def _warn_of_unknown_words(self, prompts: Sequence[str]) -> None:
-        known = self.config.vocabulary
-        if known is None:
-            return
-        words = {w for prompt in prompts for w in re.findall(r"[^\W_]+", prompt.lower())}
-        if unknown := sorted(words - set(known)):
-            warnings.warn(
-                f"{self.config.name} was never trained on {', '.join(map(repr, unknown))};"
-                f" it knows: {', '.join(known)}",
-                stacklevel=4,
-            )
+        if message := unknown_words(self.config, prompts):
+            warnings.warn(message, stacklevel=4)
+
+
+def unknown_words(config: ModelConfig, prompts: Sequence[str]) -> str:
+    """Say which words of prompts a small model was not trained on; empty where there are none."""
+    known = config.vocabulary
+    if known is None:
+        return ""
+    words = {w for prompt in prompts for w in re.findall(r"[^\W_]+", prompt.lower())}
+    unknown = sorted(words - set(known))
+    if not unknown:
+        return ""
+    return (
+        f"{config.name} was never trained on {', '.join(map(repr, unknown))};"
+        f" it knows: {', '.join(known)}"
+    )
 
 
 @torch.inference_mode(mode=False)  # what is made in that mode cannot be differentiated through

@@ -221,7 +221,9 @@ def test_a_caller_may_open_a_larger_one() -> None:
     ids=lambda x: type(x).__name__,
 )
 def test_what_is_no_image_is_refused(image: object) -> None:
-    with pytest.raises(ValueError, match=r"image: got .*, expected a path, a PIL image or a NumPy"):
+    with pytest.raises(
+        ValueError, match=r"image: got .*, expected a path, a file's bytes, a PIL image or a NumPy"
+    ):
         open_image(image)
 
 

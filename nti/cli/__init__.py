@@ -1,5 +1,6 @@
 """The command line: `nti demo | invert | generate | reconstruct | edit | sweep | inpaint | align |
-attention | report | inspect | convert | methods | plan | export`, one file a command.
+attention | report | inspect | convert | methods | plan | export | run | evaluate | caption`, one file
+a command.
 
 Nothing heavy is imported before a command runs, so `nti --help` answers at once.
 """
@@ -18,9 +19,11 @@ from nti import __version__
 from nti.cli import (
     align,
     attention,
+    caption,
     convert,
     demo,
     edit,
+    evaluate,
     export,
     generate,
     inpaint,
@@ -30,6 +33,7 @@ from nti.cli import (
     plan,
     reconstruct,
     report,
+    run,
     sweep,
 )
 from nti.cli.options import add_telling_options
@@ -39,7 +43,7 @@ __all__ = ["main"]
 
 COMMANDS = (
     demo, invert, generate, reconstruct, edit, sweep, inpaint, align, attention, report, inspect,
-    convert, methods, plan, export,
+    convert, methods, plan, export, run, evaluate, caption,
 )  # fmt: skip
 """Each has `add`, which declares its options and says what runs it."""
 
@@ -48,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0; 2 after one line that says what is wrong; 130 or 143 after SIGINT or SIGTERM; 1 after a
+        0, or what the command returns; 2 after one line that says what is wrong; 130 or 143 after SIGINT or SIGTERM; 1 after a
         traceback, where the fault is this program's.
 
     """
@@ -61,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     terminal = options.terminal = Terminal(quiet=options.quiet, as_json=options.json)
     with terminal.listening(), _endable(terminal):
         try:
-            options.run(options)
+            return int(options.run(options) or 0)
         except (ValueError, OSError, MemoryError) as error:
             return terminal.fail(f"{str(error) or type(error).__name__}{_notes(error)}", 2)
         except KeyboardInterrupt as end:
@@ -69,16 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Terminated as end:
             return terminal.fail(f"terminated{_notes(end)}", 143)
         except Exception as error:
-            if _is_out_of_memory(error):
+            from nti.errors import is_out_of_memory
+
+            if is_out_of_memory(error):
                 return terminal.fail(f"{error}{_notes(error)}", 2)
             return _report(terminal)
-    return 0
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether it is PyTorch's error, which on a CPU is any RuntimeError by its class."""
-    told = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in told or "allocate" in told)
 
 
 def _spin_less() -> None:

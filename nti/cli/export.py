@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nti.cli.options import Commands, add_model_options, load_model
-from nti.cli.parsing import parse_size
 from nti.cli.progress import progress
+from nti.parsing import parse_size
 
 if TYPE_CHECKING:
     from nti.model import StableDiffusion

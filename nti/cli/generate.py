@@ -6,9 +6,9 @@ from pathlib import Path
 
 from nti.cli.options import Commands, add_model_options, load_model
 from nti.cli.outputs import check_output, keep
-from nti.cli.parsing import parse_size
 from nti.cli.progress import progress
 from nti.files import write_picture
+from nti.parsing import parse_size
 
 __all__ = ["add"]
 

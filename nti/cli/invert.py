@@ -5,10 +5,11 @@ import hashlib
 import os
 from pathlib import Path
 
+from nti.cli.caption_options import add_caption_options, chosen_captioner
 from nti.cli.options import Commands, add_model_options, load_model, parse_dtype
 from nti.cli.outputs import check_output, keep
-from nti.cli.parsing import parse_rule, parse_size
 from nti.cli.progress import InversionProgress, progress
+from nti.parsing import parse_rule, parse_size
 
 __all__ = ["add"]
 
@@ -18,7 +19,10 @@ def add(commands: Commands) -> None:
     command = commands.add_parser("invert", help="invert an image")
     add_model_options(command)
     command.add_argument("image", type=Path, metavar="IMAGE")
-    command.add_argument("--prompt", required=True, help="what the image shows")
+    command.add_argument(
+        "--prompt", help="what the image shows (default: what a captioner says, see --captioner)"
+    )
+    add_caption_options(command)
     command.add_argument(
         "--size",
         metavar="N|WxH|native",
@@ -117,11 +121,12 @@ def run(options: argparse.Namespace) -> None:
         pull_every=options.pull_every,
     )
     model = load_model(options)
+    prompt = _prompt(options)
     try:
         with progress(options.terminal, "inverting") as shown:
             watched = settings.row.watched
             inversion = invert(
-                model, options.image, options.prompt, size=size, fit=options.fit,
+                model, options.image, prompt, size=size, fit=options.fit,
                 callback=None if watched else shown,
                 watch=InversionProgress(shown, model.schedule(settings.steps), settings)
                 if watched
@@ -145,6 +150,17 @@ def run(options: argparse.Namespace) -> None:
         raise
     state.remove()
     options.terminal.wrote(output)
+
+
+def _prompt(options: argparse.Namespace) -> str:
+    """Return what the image shows, as the user or else a captioner says."""
+    if options.prompt is not None:
+        return str(options.prompt)
+    from nti.image import open_image
+
+    (found,) = chosen_captioner(options)([open_image(options.image)])
+    options.terminal.say(f"caption: {found}")
+    return found
 
 
 def state_path(output: Path) -> Path:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nti.cli.parsing import parse_assignment, parse_blend, parse_cross_window, parse_window
+from nti.parsing import parse_assignment, parse_blend, parse_cross_window, parse_window
 
 if TYPE_CHECKING:
     import torch

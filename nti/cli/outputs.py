@@ -15,11 +15,16 @@ __all__ = ["LATENTS", "check_folder", "check_output", "holds", "keep", "keep_eac
 LATENTS = ".safetensors"
 """What the names of saved inversions and latents end in."""
 
-INPUTS = ("image", "inversion", "mask", "paste_back", "checkpoint", "vae")
+INPUTS = (
+    "image", "inversion", "mask", "paste_back", "checkpoint", "vae", "captioner", "candidates",
+)  # fmt: skip
 """The options that name files to be read."""
 
 REPORT, MOST_REPORT = b'<meta name="generator" content="nti report">', 1000
 """What a report says of itself, within so many bytes of its beginning."""
+
+CAPTIONS = b"image,prompt\r\n"
+"""What a manifest of `nti caption` begins with."""
 
 SUFFIXES = {
     "picture": tuple(PICTURES),
@@ -28,6 +33,7 @@ SUFFIXES = {
     "published": (LATENTS,),
     "plan": (LATENTS,),
     "report": (".html",),
+    "manifest": (".csv",),
 }
 
 
@@ -38,7 +44,7 @@ def check_output(options: argparse.Namespace, path: Path, *kinds: str) -> Path:
         options: all of the command, as some name files that are read.
         path: of the output. Its folder is made.
         kinds: what the command may write there: `picture`, `inversion`, `latents`, `published`,
-            `plan`, `report`.
+            `plan`, `report`, `manifest`.
 
     Returns:
         The path.
@@ -96,7 +102,7 @@ def numbered(path: Path, count: int) -> list[Path]:
 
 def holds(path: Path, kind: str) -> bool:
     """Whether a file is a `picture` that nti wrote, an `inversion`, `latents`, a `published`
-    inversion, a `plan` or a `report`, by what is in it.
+    inversion, a `plan`, a `report` or a `manifest` of captions, by what is in it.
     """
     return path.is_file() and RECOGNISED[kind](path)
 
@@ -164,6 +170,14 @@ def _is_report(path: Path) -> bool:
         return False
 
 
+def _is_manifest(path: Path) -> bool:
+    """Whether a table begins as `nti caption` writes it."""
+    if path.suffix.lower() != ".csv":
+        return False
+    with path.open("rb") as file:
+        return file.read(len(CAPTIONS)) == CAPTIONS
+
+
 RECOGNISED: dict[str, Callable[[Path], bool]] = {
     "picture": is_marked,
     "inversion": lambda path: "inversion" in _header(path)[0],
@@ -171,4 +185,5 @@ RECOGNISED: dict[str, Callable[[Path], bool]] = {
     "published": lambda path: set(_header(path)[1]) == {"uncond_embeddings", "x_t"},
     "plan": lambda path: "plan" in _header(path)[0],
     "report": lambda path: _is_report(path),
+    "manifest": lambda path: _is_manifest(path),
 }

@@ -173,6 +173,8 @@ def _in_words(facts: dict[str, float]) -> str:
         "iteration": lambda v: f"iteration {v:g}",
         "loss": lambda v: f"loss {v:.1e}",
         "psnr": lambda v: f"latent {v:.1f} dB from the pivot",
+        "failed": lambda v: f"{v:g} failed",
+        "per_minute": lambda v: f"{v:.3g} per minute",
         "seconds_left": lambda v: f"at most {_duration(v)} left",
     }
     return ", ".join(words[name](value) for name, value in facts.items())

@@ -13,9 +13,9 @@ from nti.cli.options import (
     plan_settings,
 )
 from nti.cli.outputs import check_output, keep
-from nti.cli.parsing import parse_window
 from nti.cli.progress import progress
 from nti.files import write_picture
+from nti.parsing import parse_window
 
 __all__ = ["add"]
 

@@ -44,7 +44,8 @@ def inpaint(
 
     Args:
         model: an inpainting model, see `nti.load_model`.
-        image: a path, a PIL image, a NumPy array, or a tensor (3, H, W) or (1, 3, H, W) in [-1, 1].
+        image: a path, a file's bytes, a PIL image, a NumPy array, or a tensor (3, H, W) or
+            (1, 3, H, W) in [-1, 1].
         mask: white where the image is repainted, of the image's own size; see
             `nti.image.load_mask`.
         prompts: E descriptions of the whole repainted image, or one.

@@ -1,5 +1,6 @@
 """Image files: which are read, how large they may be, and which way up they are."""
 
+import io
 import os
 from pathlib import Path
 from typing import IO
@@ -12,7 +13,7 @@ from nti.image.colour import to_srgb
 
 __all__ = ["FORMATS", "MOST_PIXELS", "ImageFile", "open_image"]
 
-ImageFile = str | Path | Image.Image | ImageArray
+ImageFile = str | Path | bytes | Image.Image | ImageArray
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Pillow's names of what is read, whatever a file is called. None of them runs another program, as
@@ -43,7 +44,7 @@ def open_image(image: ImageFile) -> Image.Image:
     seen, are refused.
 
     Args:
-        image: a path, a PIL image, or a NumPy array (H, W, 3), (H, W, 4) or (H, W) of uint8 in
+        image: a path, a file's bytes, a PIL image, or a NumPy array (H, W, 3), (H, W, 4) or (H, W) of uint8 in
             0..255 or of floating point in [0, 1], which is rounded to the nearest of 8 bits. A file
             is one of `FORMATS`, of at most `MOST_PIXELS`.
 
@@ -63,11 +64,14 @@ def open_image(image: ImageFile) -> Image.Image:
             if str(path) in str(error):
                 raise
             raise ValueError(f"{path}: {error}") from error
+    if isinstance(image, bytes):
+        return open_image(_decoded(io.BytesIO(image), "image"))
     if isinstance(image, ImageArray):
         image = from_array(image)
     elif not isinstance(image, Image.Image):
         raise ValueError(
-            f"image: got {shown(image)}, expected a path, a PIL image or a NumPy array"
+            f"image: got {shown(image)}, expected a path, a file's bytes, a PIL image or a NumPy"
+            " array"
         )
     if min(image.size) < 1:
         raise ValueError(f"image: got {image.width}x{image.height} pixels, expected 1 or more")
@@ -80,16 +84,24 @@ def _read(path: Path) -> Image.Image:
         raise ValueError(f"{path}: no such file; expected an image")
     try:
         # By its name, Pillow maps a grey TIFF into memory and shears it if it is rotated.
-        with path.open("rb") as file:
-            image = _identified(file)
-            if image.width * image.height <= MOST_PIXELS:
-                image.load()
-                return image
+        file = path.open("rb")
+    except OSError as error:
+        raise ValueError(f"{path}: not an image that can be read ({error})") from error
+    with file:
+        return _decoded(file, str(path))
+
+
+def _decoded(file: IO[bytes], name: str) -> Image.Image:
+    try:
+        image = _identified(file)
+        if image.width * image.height <= MOST_PIXELS:
+            image.load()
+            return image
     # Decoders raise whatever damaged data leads them to.
     except Exception as error:
-        raise ValueError(f"{path}: not an image that can be read ({error})") from error
+        raise ValueError(f"{name}: not an image that can be read ({error})") from error
     raise ValueError(
-        f"{path}: got {image.width}x{image.height} pixels, expected at most {MOST_PIXELS:,}: scale"
+        f"{name}: got {image.width}x{image.height} pixels, expected at most {MOST_PIXELS:,}: scale"
         " it down, or open it with Pillow and give the image"
     )
 

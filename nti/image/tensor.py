@@ -18,7 +18,7 @@ def load_image(image: ImageLike, size: int | tuple[int, int], *, fit: str = "cro
     """Return an image as (1, 3, H, W) float32 in [-1, 1].
 
     Args:
-        image: a path, a PIL image or an array, see `open_image`; or a tensor (3, H, W) or
+        image: a path, bytes, a PIL image or an array, see `open_image`; or a tensor (3, H, W) or
             (1, 3, H, W) in [-1, 1], taken as is.
         size: side of a square or (width, height) in pixels.
         fit: `crop`, `pad` or `stretch`, see `Placement.create`.

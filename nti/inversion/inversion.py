@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nti.files import write_file
 from nti.fingerprint import Fingerprint
 from nti.image import Placement
 from nti.inversion import inversion_file
@@ -128,9 +129,13 @@ class Inversion:
             ValueError: another dtype, or values too large for it.
 
         """
+        write_file(path, self.to_bytes(dtype=dtype))
+
+    def to_bytes(self, *, dtype: torch.dtype | None = None) -> bytes:
+        """Return what `save` writes; `dtype` and the ValueError are as there."""
         words = {name: getattr(self, name) for name in WORDS}
         header = Header(**words, iterations=self.iterations)
-        inversion_file.write(path, header, self._tensors(), self.weights, dtype)
+        return inversion_file.encode(header, self._tensors(), self.weights, dtype)
 
     @classmethod
     def load(cls, path: str | Path) -> "Inversion":

@@ -16,10 +16,10 @@ from torch import Tensor
 from nti.fingerprint import NETWORKS, Fingerprint
 from nti.image import Placement
 from nti.inversion.provenance import Provenance
-from nti.inversion.tensor_file import LARGEST, TensorFile, read_tensors, write_tensors
+from nti.inversion.tensor_file import LARGEST, TensorFile, encode_tensors, read_tensors
 from nti.weights_loader.metadata import convert, printable
 
-__all__ = ["KEY", "OPTIONAL", "Header", "InversionFileError", "read", "write"]
+__all__ = ["KEY", "OPTIONAL", "Header", "InversionFileError", "encode", "read"]
 
 KEY = "inversion"
 """The metadata's key under which the header is."""
@@ -65,14 +65,13 @@ class Header:
     format: str = FORMATS[0]
 
 
-def write(
-    path: str | Path,
+def encode(
     header: Header,
     tensors: Mapping[str, Tensor],
     weights: Fingerprint | None,
     dtype: torch.dtype | None,
-) -> None:
-    """Write a file of format 3; see `Inversion.save`."""
+) -> bytes:
+    """Return the bytes of a file of format 3; see `Inversion.to_bytes`."""
     if dtype not in (None, torch.float16, torch.bfloat16):
         raise ValueError(f"dtype: got {dtype}, expected torch.float16, torch.bfloat16 or None")
     kept = dict(tensors)
@@ -87,11 +86,11 @@ def write(
     if weights is not None:
         kept |= {WEIGHTS[network]: weights.samples[network] for network in NETWORKS}
         words["networks"] = weights.numbers
-    write_tensors(path, KEY, words, kept)
+    return encode_tensors(KEY, words, kept)
 
 
 def read(path: str | Path) -> tuple[Header, dict[str, Tensor], Fingerprint | None]:
-    """Read a file of any format: what `write` was given, with half precision as float32.
+    """Read a file of any format: what `encode` was given, with half precision as float32.
 
     Raises InversionFileError, its message naming the file.
     """

@@ -49,7 +49,8 @@ def invert(
 
     Args:
         model: the model.
-        image: a path, a PIL image, a NumPy array, or a tensor (3, H, W) or (1, 3, H, W) in [-1, 1].
+        image: a path, a file's bytes, a PIL image, a NumPy array, or a tensor (3, H, W) or
+            (1, 3, H, W) in [-1, 1].
         prompt: what the image shows.
         size: in pixels; None: the square that the model was trained at. A tensor is taken as is.
         fit: how an image of another shape is brought to it: `crop` keeps its middle, `pad` all of

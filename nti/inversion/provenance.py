@@ -42,10 +42,12 @@ def describe_versions(model: StableDiffusion) -> dict[str, str]:
 
 
 def image_digest(image: ImageLike) -> str:
-    """SHA-256 of a file's bytes, of a tensor's float32 values, or of other pixels in RGB."""
+    """SHA-256 of a file's bytes, which a path or the bytes may stand for, of a tensor's float32 values, or of other pixels in RGB."""
     if isinstance(image, str | Path):
         with Path(image).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+    if isinstance(image, bytes):
+        return hashlib.sha256(image).hexdigest()
     if isinstance(image, Tensor):
         return digest(image.float())
     return hashlib.sha256(open_image(image).tobytes()).hexdigest()

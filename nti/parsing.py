@@ -1,6 +1,6 @@
-"""The text of the command line's options, read as sizes, windows, factors and rules.
+"""The text of options and of tables' cells, read as sizes, windows, factors and rules.
 
-Each raises ValueError for text that it cannot read.
+Each raises ValueError for text that it cannot read; the message begins with the name it was given.
 """
 
 import re
@@ -23,14 +23,14 @@ __all__ = [
 ]
 
 
-def parse_size(text: str | None) -> "Size | None":
+def parse_size(text: str | None, option: str = "--size") -> "Size | None":
     """Read `512`, `768x512` or `native`; None stays None."""
     if text is None:
         return None
     if text == "native":
         return "native"
     if not re.fullmatch(r"\d+(x\d+)?", text):
-        raise ValueError(f"--size: got {text!r}, expected pixels, WIDTHxHEIGHT or native")
+        raise ValueError(f"{option}: got {text!r}, expected pixels, WIDTHxHEIGHT or native")
     width, _, height = text.partition("x")
     return (int(width), int(height or width))
 
@@ -41,16 +41,16 @@ def parse_window(text: str, option: str) -> "Window":
     return (_number(start, option), _number(end, option)) if separator else _number(text, option)
 
 
-def parse_cross_window(values: Sequence[str]) -> "CrossWindow":
+def parse_cross_window(values: Sequence[str], option: str = "--cross") -> "CrossWindow":
     """Read one window for all words, or `word=window`, any number of them."""
     words: dict[str, Window] = {}
     default: Window = 0.8
     for value in values:
         word, separator, window = value.rpartition("=")
         if separator:
-            words[word] = parse_window(window, "--cross")
+            words[word] = parse_window(window, option)
         else:
-            default = parse_window(value, "--cross")
+            default = parse_window(value, option)
     return {"default_": default, **words} if words else default
 
 

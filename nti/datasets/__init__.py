@@ -1,0 +1,1 @@
+"""Runs over many images: what a manifest asks for, made item by item, here or on a cluster."""

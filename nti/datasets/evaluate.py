@@ -1,0 +1,139 @@
+"""`evaluate`: the metrics of a run's edits, or of any pictures in PIE-Bench's layout, as tables."""
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+import torch
+
+from nti.datasets.item import Item, ManifestError
+from nti.datasets.pie_bench import KINDS, PICTURES, SIZE, decode_mask, read_pie_bench
+from nti.datasets.results import Results
+from nti.evaluation.metrics import Case, Metrics
+from nti.image import open_image
+from nti.image.pasting import as_picture
+
+__all__ = ["Row", "cases_of_pie_bench", "cases_of_run", "evaluate", "to_csv", "to_markdown"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The metrics of one edit."""
+
+    id: str
+    kind: str
+    values: Mapping[str, float]
+
+
+def cases_of_run(results: Results) -> Iterator[Case]:
+    """Yield the edits of a run that are done; the second edit of `x` is `x-2`."""
+    for record in results.records():
+        if record["status"] != "done":
+            continue
+        name = record["id"]
+        source, mask = (results.picture(name, file) for file in ("source.png", "mask.png"))
+        for number, edit in enumerate(record["edits"], 1):
+            edited = results.picture(name, f"edit-{number}.png")
+            if source is None or edited is None:
+                raise ManifestError(f"{name}: got no picture of edit {number}: run the item again")
+            yield Case(
+                name if number == 1 else f"{name}-{number}", record["type"], source, edited, mask,
+                record["prompt"], edit["prompt"],
+            )  # fmt: skip
+
+
+def cases_of_pie_bench(results: str | Path, pie_bench: str | Path) -> Iterator[Case]:
+    """Yield edits that anybody wrote in the layout of PIE-Bench's evaluator.
+
+    Args:
+        results: the folder in which `annotation_images` is. Of a picture that is wider than high,
+            as its authors' strips of four, the part on the right is the edit.
+        pie_bench: the folder of the sources, masks and prompts.
+
+    Pictures that are not there are left out. ManifestError where there is none at all.
+
+    """
+    manifest = read_pie_bench(pie_bench)
+    count = 0
+    for item in manifest.items:
+        path = Path(results) / str(item.written_as)
+        if path.is_file():
+            count += 1
+            yield _case(item, path)
+    if not count:
+        raise ManifestError(f"{results}: got no picture of {pie_bench} in {PICTURES}")
+
+
+def _case(item: Item, path: Path) -> Case:
+    edited = open_image(path)
+    if edited.width != edited.height:
+        edited = edited.crop((edited.width - SIZE, edited.height - SIZE, edited.width, edited.height))  # fmt: skip
+    mask = as_picture(decode_mask(item.mask)) if isinstance(item.mask, tuple) else None
+    return Case(
+        item.id, item.kind, open_image(item.image), edited, mask, item.prompt or "",
+        item.edits[0].prompt,
+    )  # fmt: skip
+
+
+def evaluate(
+    cases: Iterable[Case], metrics: Metrics, *, progress: Callable[[int], object] = lambda n: None
+) -> list[Row]:
+    """Measure each case; `progress` hears how many are done."""
+    rows = []
+    for case in cases:
+        rows.append(Row(case.id, case.kind, metrics(case)))
+        progress(len(rows))
+    return rows
+
+
+def to_csv(rows: Sequence[Row], method: str) -> str:
+    """Return rows as PIE-Bench's evaluator writes them: `file_id`, then `METHOD|METRIC`."""
+    columns = list(rows[0].values) if rows else []
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["file_id", *(f"{method}|{column}" for column in columns)])
+    for row in rows:
+        told = ("nan" if math.isnan(v) else repr(v) for v in row.values.values())
+        writer.writerow([row.id, *told])
+    return text.getvalue()
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """Return means with their 95 % intervals, of each kind of edit and of all, as a table."""
+    if not rows:
+        return "No edit was measured.\n"
+    columns = list(rows[0].values)
+    kinds = sorted({row.kind for row in rows if row.kind})
+    groups = {KINDS.get(kind, kind): [r for r in rows if r.kind == kind] for kind in kinds}
+    groups["all"] = list(rows)
+    lines = [
+        "| type | edits | " + " | ".join(name.replace("_", " ") for name in columns) + " |",
+        "|---|---:|" + "---:|" * len(columns),
+    ]
+    for name, some in groups.items():
+        cells = [_spread([row.values[column] for row in some]) for column in columns]
+        lines.append(f"| {name} | {len(some)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+RESAMPLED = 2000
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Return a mean and its bootstrap interval of 95 %, of what is finite."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return ""
+    mean = fmean(finite)
+    if len(finite) == 1:
+        return f"{mean:.4g}"
+    drawn = torch.randint(
+        len(finite), (RESAMPLED, len(finite)), generator=torch.Generator().manual_seed(0)
+    )
+    means = torch.tensor(finite, dtype=torch.float64)[drawn].mean(dim=1).sort().values
+    low, high = (float(means[int(share * RESAMPLED)]) for share in (0.025, 0.975))
+    return f"{mean:.4g} ({low:.4g} .. {high:.4g})"

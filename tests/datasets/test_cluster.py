@@ -1,0 +1,143 @@
+"""Runs on a real Ray cluster of two workers on this machine: the same results, whoever dies."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+
+from nti import StableDiffusion
+from nti.datasets import cluster
+from nti.datasets.addresses import open_folder
+from nti.datasets.cluster import Cluster, ClusterError, ModelRequest
+from nti.datasets.item import Manifest
+from nti.datasets.manifest import read_manifest
+from nti.datasets.results import Results
+from nti.datasets.run import Here, Progress, run_manifest
+from nti.datasets.work import Keep, Outcome, Work
+from world import FAST, same_pictures, write_manifest
+
+COUNT = 6
+REQUEST = ModelRequest(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return read_manifest(write_manifest(tmp_path_factory.mktemp("cluster"), COUNT))
+
+
+@pytest.fixture(scope="module")
+def expected(
+    embedded: StableDiffusion, manifest: Manifest, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """What one process makes, item by item."""
+    out = tmp_path_factory.mktemp("cluster") / "here"
+    run_manifest(manifest, out, Here(embedded), settings=FAST, batch=1)
+    return out
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[Cluster]:
+    found = Cluster("local", REQUEST, workers=2)
+    yield found
+    found.close()
+
+
+def worker_processes(of: psutil.Process) -> list[psutil.Process]:
+    found = []
+    for child in of.children(recursive=True):
+        try:
+            if any("ray::_Worker" in part or "ray::Deadly" in part for part in child.cmdline()):
+                found.append(child)
+        except psutil.Error:
+            pass
+    return found
+
+
+def test_a_cluster_makes_the_same_bits(
+    workers: Cluster, manifest: Manifest, expected: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    summary = run_manifest(manifest, out, workers, settings=FAST, batch=1)
+    assert (summary.done, summary.failed, summary.made) == (COUNT, 0, COUNT)
+    assert same_pictures(expected, out)
+    assert run_manifest(manifest, out, workers, settings=FAST).made == 0
+
+
+def test_a_worker_that_is_killed_is_replaced(
+    workers: Cluster, manifest: Manifest, expected: Path, tmp_path: Path
+) -> None:
+    killed: list[int] = []
+
+    def kill(state: Progress) -> None:
+        if not killed:
+            victim = worker_processes(psutil.Process())[0]
+            killed.append(victim.pid)
+            victim.kill()
+
+    out = tmp_path / "out"
+    summary = run_manifest(manifest, out, workers, settings=FAST, batch=1, progress=kill)
+    assert killed and (summary.done, summary.failed, summary.made) == (COUNT, 0, COUNT)
+    assert same_pictures(expected, out)
+
+
+def test_an_item_that_kills_its_workers_fails_alone(
+    workers: Cluster, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison = manifest.items[1].id
+
+    class Deadly(cluster._Worker):
+        def make(self, works: Sequence[Work], keep: Keep) -> list[Outcome]:
+            if any(work.item.id == poison for work in works):
+                os._exit(1)
+            return super().make(works, keep)
+
+    monkeypatch.setattr(cluster, "_Worker", Deadly)
+    deadly = Cluster("auto", REQUEST, workers=1, retries=1)
+    few = Manifest(manifest.address, manifest.items[:3])
+    try:
+        summary = run_manifest(few, tmp_path / "out", deadly, settings=FAST, batch=3)
+    finally:
+        ray.kill(deadly._first)
+    assert (summary.done, summary.failed) == (2, 1)
+    record = Results(open_folder(str(tmp_path / "out"))).record(poison)
+    assert record is not None and "its worker died 2 times" in record["error"]
+
+
+def test_a_file_that_a_node_lacks_is_fetched(workers: Cluster, tmp_path: Path) -> None:
+    here = tmp_path / "here.bin"
+    here.write_bytes(b"abc")
+    assert cluster._fetched({str(here): (3, ray.put(b"abc"))})(str(here)) == str(here)
+    lacking = cluster._fetched({"/nowhere/x.bin": (3, ray.put(b"xyz"))})
+    path = Path(lacking("/nowhere/x.bin"))
+    assert path.read_bytes() == b"xyz" and lacking(None) is None
+    before = path.stat().st_mtime_ns
+    assert (
+        Path(cluster._fetched({"/nowhere/x.bin": (3, ray.put(b"xyz"))})("/nowhere/x.bin")) == path
+    )
+    assert path.stat().st_mtime_ns == before
+
+
+def test_workers_that_cannot_start_say_why(workers: Cluster) -> None:
+    with pytest.raises(ClusterError, match=r"a worker cannot start: .*backend: got 'nonsense'"):
+        Cluster("auto", ModelRequest(device="cpu", backend="nonsense"), workers=1)
+    with pytest.raises(ClusterError, match="smaller --cpus-per-worker"):
+        Cluster("auto", REQUEST, cpus_per_worker=10_000)
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("127.0.0.1:1", "nothing answers"),
+        ("ray://127.0.0.1:1", "nothing answers"),
+        ("nonsense", "expected local, auto"),
+    ],
+)
+def test_an_address_that_does_not_answer_is_told_at_once(address: str, told: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(ClusterError, match=told):
+        Cluster(address, REQUEST)
+    assert time.monotonic() - started < 10
