@@ -1,11 +1,11 @@
-"""Train the embedded world's CLIP from a seed, and measure how well it finds captions.
+"""Train the embedded world's CLIP from a seed.
 
-    python benchmarks/shapes/train_clip.py train --scenes-file train/clip-scenes.npy --out train
-    python benchmarks/shapes/train_clip.py measure
+    python benchmarks/shapes/train_clip.py --out train
 
-It is open_clip's own model in open_clip's own folder layout: a ModifiedResNet and a text transformer on
-CLIP's tokens. Each image is held against all captions of its batch and against captions of its own
-that are wrong in one thing. The state is written now and then, and a run that was ended goes on.
+It is open_clip's own model in open_clip's own folder layout: a ModifiedResNet and a text
+transformer on CLIP's tokens. Each image is held against all captions of its batch and against
+captions of its own that are wrong in one thing. The state is written now and then, and a run that
+was ended goes on.
 """
 
 import argparse
@@ -20,11 +20,11 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dataset import HELD_OUT, load_pixels
-from scene import BACKGROUNDS, COLOURS, PATTERNS, SHAPES, Object, Scene, place, random_scene, render
+from dataset import load_pixels
+from scene import BACKGROUNDS, COLOURS, PATTERNS, SHAPES, Object, Scene, place, random_scene
 
 FOLDER = Path(__file__).parents[2] / "weights_loader" / "shapes_clip"
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
@@ -73,9 +73,8 @@ def _recounted(scene: Scene, index: int, rng: np.random.Generator) -> Scene:
     if len(scene.objects) == 2:
         return replace(scene, objects=(scene.objects[index],))
     thing = scene.objects[0]
-    more = Object(
-        _other(rng, SHAPES, thing.shape), _other(rng, COLOURS, thing.colour), str(rng.choice(PATTERNS))
-    )  # fmt: skip
+    shape, colour = _other(rng, SHAPES, thing.shape), _other(rng, COLOURS, thing.colour)
+    more = Object(shape, colour, str(rng.choice(PATTERNS)))
     return replace(scene, objects=(thing, more) if rng.random() < 0.5 else (more, thing))
 
 
@@ -94,7 +93,7 @@ def _other(rng: np.random.Generator, words: Any, word: str) -> str:
 
 
 def inputs(pixels: NDArray[np.uint8], generator: torch.Generator | None = None) -> Tensor:
-    """Return (B, 3, H, W) in [-1, 1]; with a generator blurred and noised a little, as edits are."""
+    """Return (B, 3, H, W) in [-1, 1]; with a generator a little blurred and noised, as edits."""
     images = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
     if generator is None:
         return images
@@ -135,13 +134,14 @@ def loss_of(model: nn.Module, batch: Batch) -> Tensor:
     across = scale * image @ right.T
     own = scale * torch.einsum("bd,bkd->bk", image, wrong)
     target = torch.arange(len(image))
-    return (F.cross_entropy(torch.cat([across, own], dim=1), target) + F.cross_entropy(across.T, target)) / 2  # fmt: skip
+    of_images = F.cross_entropy(torch.cat([across, own], dim=1), target)
+    return (of_images + F.cross_entropy(across.T, target)) / 2
 
 
 def train(options: argparse.Namespace) -> None:
     """Train, and write the folder."""
     torch.manual_seed(options.seed)
-    pixels = load_pixels(options.scenes_file, options.scenes)
+    pixels = load_pixels(options.out / "clip-scenes.npy", options.scenes)
     model = open_clip.CLIP(**MODEL)
     tokenize = open_clip.SimpleTokenizer(context_length=MODEL["text_cfg"]["context_length"])
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.peak, weight_decay=0.02)
@@ -177,7 +177,7 @@ def train(options: argparse.Namespace) -> None:
             torch.save({**kept, **{k: p.state_dict() for k, p in parts.items()}}, state)
     card = {
         "data": f"{options.scenes} scenes rendered by benchmarks/shapes/scene.py",
-        "command": "python benchmarks/shapes/train_clip.py train",
+        "command": "python benchmarks/shapes/train_clip.py --out train",
         "seed": str(options.seed), "steps": str(options.steps), "batch": str(options.batch),
         "seconds": f"{seconds + time.monotonic() - started:.0f}", "torch": torch.__version__,
     }  # fmt: skip
@@ -205,7 +205,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--scenes-file", type=Path, default=Path("train/clip-scenes.npy"))
     parser.add_argument("--out", type=Path, default=Path("train"))
     parser.add_argument("--scenes", type=int, default=24_000)
     parser.add_argument("--steps", type=int, default=3_000)

@@ -1,6 +1,6 @@
 """The command line: `nti demo | invert | generate | reconstruct | edit | sweep | inpaint | align |
-attention | report | inspect | convert | methods | plan | export | run | evaluate | caption`, one file
-a command.
+attention | report | inspect | convert | methods | plan | export | run | evaluate | caption`, one
+file a command.
 
 Nothing heavy is imported before a command runs, so `nti --help` answers at once.
 """
@@ -52,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0, or what the command returns; 2 after one line that says what is wrong; 130 or 143 after SIGINT or SIGTERM; 1 after a
-        traceback, where the fault is this program's.
+        0, or what the command returns; 2 after one line that says what is wrong; 130 or 143 after
+        SIGINT or SIGTERM; 1 after a traceback, where the fault is this program's.
 
     """
     _spin_less()

@@ -14,8 +14,8 @@ def add_caption_options(command: argparse.ArgumentParser) -> None:
     """Declare whose weights write or choose captions."""
     command.add_argument(
         "--captioner", type=Path, metavar="PATH",
-        help="who captions images: CoCa or CLIP as open_clip saves them, a folder or a file (default:"
-        " of the embedded model's world, a small CLIP that comes with it)",
+        help="who captions images: CoCa or CLIP as open_clip saves them, a folder or a file"
+        " (default with the embedded model: a small CLIP of its world)",
     )  # fmt: skip
     command.add_argument(
         "--captioner-model", metavar="NAME", help="of a file: open_clip's name of its architecture"
@@ -53,7 +53,7 @@ def chosen_captioner(options: argparse.Namespace) -> "Captioner":
 
     if not is_captioned(options):
         raise ValueError(
-            "--prompt: got none, expected what the image shows: give one, or --captioner with weights"
-            " of CoCa or CLIP"
+            "--prompt: got none, expected what the image shows: give one, or --captioner with"
+            " weights of CoCa or CLIP"
         )
     return captioner_of(options.captioner, options.captioner_model, candidates_of(options))

@@ -35,8 +35,8 @@ def add(commands: Commands) -> None:
     command.add_argument("--dino", type=Path, metavar="FILE", help="DINO's weights of ViT-B/8")
     command.add_argument(
         "--clip", type=Path, metavar="PATH",
-        help="CLIP as open_clip saves it, a folder or a file (default: of the embedded model's world,"
-        " its own)",
+        help="CLIP as open_clip saves it, a folder or a file (default with the embedded model: a"
+        " small CLIP of its world)",
     )  # fmt: skip
     command.add_argument(
         "--clip-model", metavar="NAME", help="of a file: open_clip's name of its architecture"
@@ -93,7 +93,9 @@ def _metrics(options: argparse.Namespace, world: bool) -> "Metrics":
     from nti.evaluation.weights import dino, lpips
 
     return Metrics(
-        lpips=None if options.lpips is None else lpips(options.lpips),
+        lpips=None
+        if options.lpips is None
+        else lpips(options.lpips, spatial=not options.as_published),
         dino=None if options.dino is None else dino(options.dino),
         clip=_clip(options, world),
         as_published=options.as_published,

@@ -40,7 +40,7 @@ def add(commands: Commands) -> None:
     command.add_argument("--fit", metavar="HOW", help="as of `nti invert`")
     command.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE",
-        help="any other setting by the name of its column, e.g. cross_replace=0.4; may be given again",
+        help="any other setting by its column's name, e.g. cross_replace=0.4; may be given again",
     )  # fmt: skip
     command.add_argument(
         "--batch",

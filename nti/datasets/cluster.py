@@ -94,8 +94,8 @@ class Cluster:
         self._count = fitting if workers is None else workers
         if self._count < 1 or cpus_per_worker > room.get("CPU", 0):
             raise ClusterError(
-                f"cluster: got {int(room.get('CPU', 0))} CPUs, expected {cpus_per_worker} or more for"
-                " one worker: give a smaller --cpus-per-worker"
+                f"cluster: got {int(room.get('CPU', 0))} CPUs, expected {cpus_per_worker} or more"
+                " for one worker: give a smaller --cpus-per-worker"
             )
         self._first = self._start()
         self._described = self._started(self._first.describe.remote())

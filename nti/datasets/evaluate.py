@@ -71,7 +71,8 @@ def cases_of_pie_bench(results: str | Path, pie_bench: str | Path) -> Iterator[C
 def _case(item: Item, path: Path) -> Case:
     edited = open_image(path)
     if edited.width != edited.height:
-        edited = edited.crop((edited.width - SIZE, edited.height - SIZE, edited.width, edited.height))  # fmt: skip
+        width, height = edited.size
+        edited = edited.crop((width - SIZE, height - SIZE, width, height))
     mask = as_picture(decode_mask(item.mask)) if isinstance(item.mask, tuple) else None
     return Case(
         item.id, item.kind, open_image(item.image), edited, mask, item.prompt or "",

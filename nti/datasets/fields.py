@@ -122,7 +122,9 @@ def _words(name: str, value: Any) -> Any:
 
 
 def _factors(name: str, value: Any) -> Any:
-    return dict(parse_assignment(x, name) for x in value.split(",")) if isinstance(value, str) else value  # fmt: skip
+    if not isinstance(value, str):
+        return value
+    return dict(parse_assignment(part, name) for part in value.split(","))
 
 
 def _proximal(name: str, value: Any) -> Any:

@@ -127,7 +127,8 @@ def _cells(row: Mapping[str, str]) -> Mapping[str, Any] | RowError:
         elif name in EDIT and SEPARATOR in text:
             parts = [part.strip() for part in text.split(SEPARATOR)]
             if len(parts) != len(prompts):
-                return RowError(name, f"got {len(parts)} parts, expected one for each of {len(prompts)} edited prompts")  # fmt: skip
+                told = f"got {len(parts)} parts, expected {len(prompts)}, one an edited prompt"
+                return RowError(name, told)
             for edit, part in zip(made["edits"], parts, strict=True):
                 edit |= {name: canonical(name, part)} if part else {}
         else:
@@ -205,7 +206,9 @@ def _text(row: Mapping[str, Any], name: str) -> str | None:
 
 def _named(name: object) -> bool:
     """Whether an id can be the name of a folder on every system of files."""
-    return isinstance(name, str) and bool(re.fullmatch(r"[A-Za-z0-9][\w.\-]*", name, re.ASCII)) and len(name) <= MOST_NAME  # fmt: skip
+    if not isinstance(name, str) or len(name) > MOST_NAME:
+        return False
+    return re.fullmatch(r"[A-Za-z0-9][\w.\-]*", name, re.ASCII) is not None
 
 
 def _folder(folder: Path) -> Manifest:

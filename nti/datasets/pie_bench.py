@@ -41,10 +41,13 @@ KINDS = {
 }  # fmt: skip
 """The kinds of edits by `editing_type_id`."""
 
+TEXTS = ("image_path", "original_prompt", "editing_prompt", "editing_type_id", "blended_word")
+"""The fields of an image that are strings."""
+
 SUGGESTED: dict[str, Any] = {"mode": "refine", "cross_replace": 0.4, "self_replace": 0.6}
 WEIGHT = 2.0
-"""What its authors' driver gives Prompt-to-Prompt: windows, and the factor on the blended word of the
-edited prompt."""
+"""What its authors' driver gives Prompt-to-Prompt: windows, and the factor on the edited prompt's
+blended word."""
 
 
 def read_pie_bench(folder: str | Path) -> Manifest:
@@ -81,16 +84,17 @@ class _FieldError(ValueError):
 def _item(folder: Path, name: str, entry: Any, place: str) -> Item:
     if not isinstance(entry, dict):
         raise _FieldError("entry", "expected a JSON object")
-    said = {
-        field: _string(entry, field)
-        for field in ("image_path", "original_prompt", "editing_prompt", "editing_type_id", "blended_word")
-    }  # fmt: skip
+    said = {field: _string(entry, field) for field in TEXTS}
     relative = PurePosixPath(said["image_path"])
     if not said["image_path"] or relative.is_absolute() or ".." in relative.parts:
-        raise _FieldError("image_path", f"got {said['image_path']!r}, expected a path inside {PICTURES}")  # fmt: skip
+        raise _FieldError(
+            "image_path", f"got {said['image_path']!r}, expected a path inside {PICTURES}"
+        )
     words = said["blended_word"].split()
     if len(words) not in (0, 2):
-        raise _FieldError("blended_word", f"got {said['blended_word']!r}, expected none or two words")  # fmt: skip
+        raise _FieldError(
+            "blended_word", f"got {said['blended_word']!r}, expected none or two words"
+        )
     suggested = dict(SUGGESTED)
     if words:
         suggested |= {"blend": words, "reweight": {words[1]: WEIGHT}}
@@ -150,7 +154,9 @@ def encode_mask(mask: Tensor) -> list[int]:
 
 def evaluator_picture(image: Image.Image) -> bytes:
     """Return a picture as its evaluator opens it: 512 x 512, as JPEG with the least loss."""
-    square = image if image.size == (SIZE, SIZE) else image.resize((SIZE, SIZE), Image.Resampling.LANCZOS)  # fmt: skip
+    square = image.convert("RGB")
+    if square.size != (SIZE, SIZE):
+        square = square.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    square.convert("RGB").save(buffer, "JPEG", quality=100, subsampling=0)
+    square.save(buffer, "JPEG", quality=100, subsampling=0)
     return buffer.getvalue()

@@ -100,7 +100,8 @@ class Results:
             found = json.loads(data or b"")
         except ValueError:
             return None
-        return found if isinstance(found, dict) and found.get("status") in ("done", "failed") else None  # fmt: skip
+        whole = isinstance(found, dict) and found.get("status") in ("done", "failed")
+        return found if whole else None
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield what became of each item, in the order of their names."""

@@ -143,7 +143,8 @@ def _captioned(
             if item.prompt is None:
                 if captioner is None:
                     raise ValueError(
-                        f"{item.place}: prompt: got none, expected what the image shows; or a captioner"
+                        f"{item.place}: prompt: got none, expected what the image shows; or a"
+                        " captioner"
                     )
                 item = replace(item, prompt=captioner([open_image(work.image)])[0])
             ready.append(replace(work, item=item))

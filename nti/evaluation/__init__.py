@@ -1,1 +1,1 @@
-"""What pictures show, and how good edits are: captions and metrics by weights that the user names."""
+"""What pictures show, and how good edits are: captions and metrics by weights of the user's."""

@@ -92,7 +92,7 @@ class Ranker(_Each):
 
 
 KEPT, PAIRED, ROUNDS = 8, 24, 6
-"""How many captions a search goes on with, how many phrases it combines, how often it looks around."""
+"""How many captions a search goes on with, how many it combines, how often it looks around."""
 
 
 class Chooser(_Each):
@@ -184,8 +184,8 @@ class Writer(_Each):
     ) -> list[tuple[list[int], float]]:
         """Return each beam with each of its likeliest next tokens."""
         texts = torch.tensor([tokens for tokens, _ in beams])
-        images = {name: seen[f"image_{whole}"].expand(len(beams), *seen[f"image_{whole}"].shape[1:])
-                  for name, whole in (("image_latent", "features"), ("image_embs", "embs"))}  # fmt: skip
+        kept = {"image_latent": seen["image_features"], "image_embs": seen["image_embs"]}
+        images = {name: x.expand(len(beams), *x.shape[1:]) for name, x in kept.items()}
         said = self._clip.model(None, texts, output_labels=False, **images)["logits"][:, -1]
         if not may_end:
             said[:, END] = -torch.inf

@@ -1,8 +1,8 @@
 """How good an edit is: what PIE-Bench's evaluator measures, mended, or just as it was published.
 
 Its authors' evaluator (arXiv 2310.01506) has two defects. Metrics of what is not edited count the
-edited pixels, too, as black in both pictures, which adds up to many decibels. And DINO gets pixels of
-0..255 where it was trained on 0..1. `as_published` repeats both, for figures that can be compared.
+edited pixels, too, as black in both pictures, which adds decibels. And DINO gets pixels of 0..255
+where it was trained on 0..1. `as_published` repeats both, for figures that can be compared.
 """
 
 from collections.abc import Callable
@@ -121,7 +121,11 @@ class Metrics:
             "ssim_unedit_part": float(ssim) if self._published else _over(ssim_map, counted),
         }
         if self._lpips is not None:
-            found["lpips_unedit_part"] = _over(self._lpips(b * 2 - 1, a * 2 - 1), counted)
+            distance = self._lpips(b * 2 - 1, a * 2 - 1)
+            per_pixel = distance.shape[-2:] == counted.shape[-2:]
+            found["lpips_unedit_part"] = float(
+                _over(distance, counted) if per_pixel else distance.mean()
+            )
         return found
 
     def _structure(self, source: Tensor, edited: Tensor) -> float:

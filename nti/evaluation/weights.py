@@ -1,4 +1,4 @@
-"""Networks of the metrics, built by well-kept libraries and filled from files that the user names."""
+"""Networks of the metrics, built by well-kept libraries and filled from files of the user's."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +11,13 @@ from torch import Tensor, nn
 __all__ = ["dino", "lpips"]
 
 
-def lpips(path: str | Path) -> nn.Module:
-    """Return LPIPS over SqueezeNet 1.1, whose map is as large as its images.
+def lpips(path: str | Path, *, spatial: bool = True) -> nn.Module:
+    """Return LPIPS over SqueezeNet 1.1 (Zhang et al. 2018, arXiv 1801.03924).
 
     Args:
         path: the backbone's weights as torchvision distributes them (`squeezenet1_1-....pth`). The
             weights of LPIPS itself come with torchmetrics.
+        spatial: whether it gives a map as large as the images, or as published one number.
 
     Raises ValueError for other weights, or where torchmetrics is not installed.
 
@@ -25,7 +26,7 @@ def lpips(path: str | Path) -> nn.Module:
         from torchmetrics.functional.image.lpips import _NoTrainLpips
     except ImportError as error:
         raise ValueError("LPIPS needs torchmetrics: pip install 'nti[evaluate]'") from error
-    network = _NoTrainLpips(net="squeeze", pnet_rand=True, spatial=True)
+    network = _NoTrainLpips(net="squeeze", pnet_rand=True, spatial=spatial)
     # A slice's modules are named by their places among torchvision's features.
     places = {name: f"features.{name.split('.', 2)[2]}" for name in network.net.state_dict()}
     weights = _read(path)

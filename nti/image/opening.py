@@ -44,9 +44,9 @@ def open_image(image: ImageFile) -> Image.Image:
     seen, are refused.
 
     Args:
-        image: a path, a file's bytes, a PIL image, or a NumPy array (H, W, 3), (H, W, 4) or (H, W) of uint8 in
-            0..255 or of floating point in [0, 1], which is rounded to the nearest of 8 bits. A file
-            is one of `FORMATS`, of at most `MOST_PIXELS`.
+        image: a path, a file's bytes, a PIL image, or a NumPy array (H, W, 3), (H, W, 4) or (H, W)
+            of uint8 in 0..255 or of floating point in [0, 1], which is rounded to the nearest of 8
+            bits. A file is one of `FORMATS`, of at most `MOST_PIXELS`.
 
     Returns:
         A new image without metadata.

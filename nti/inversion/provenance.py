@@ -42,7 +42,9 @@ def describe_versions(model: StableDiffusion) -> dict[str, str]:
 
 
 def image_digest(image: ImageLike) -> str:
-    """SHA-256 of a file's bytes, which a path or the bytes may stand for, of a tensor's float32 values, or of other pixels in RGB."""
+    """SHA-256 of a file's bytes, given as a path or as they are, or of values: float32 of a tensor,
+    8 bits in RGB of any other image.
+    """
     if isinstance(image, str | Path):
         with Path(image).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -92,7 +92,7 @@ def test_a_wrong_line_is_named_and_the_others_are_read(
 def test_a_cell_must_say_something_of_each_edit(tmp_path: Path) -> None:
     row = {"image": "a.png", "edited_prompts": "p | q", "blend": "a | b | c"}
     (problem,) = read_manifest(write_rows(tmp_path / "m.csv", [row])).problems
-    assert problem.field == "blend" and "3 parts, expected one for each of 2" in str(problem)
+    assert problem.field == "blend" and "3 parts, expected 2" in str(problem)
 
 
 def test_a_second_item_of_the_same_id_is_refused(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def _changed(a: str, b: str) -> tuple[str, str]:
 
 
 def same_pictures(a: Path, b: Path) -> bool:
-    """Whether two runs have the same files of every item, bit for bit, but for the time they took."""
+    """Whether two runs have the same pictures of every item, bit for bit."""
     names = sorted(path.relative_to(a) for path in (a / "items").rglob("*.png"))
     assert names == sorted(path.relative_to(b) for path in (b / "items").rglob("*.png"))
     return bool(names) and all((a / n).read_bytes() == (b / n).read_bytes() for n in names)
