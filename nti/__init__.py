@@ -13,6 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nti.config import SD_V1 as SD_V1
     from nti.config import ModelConfig as ModelConfig
+    from nti.datasets.cluster import Cluster as Cluster
+    from nti.datasets.cluster import ModelRequest as ModelRequest
+    from nti.datasets.manifest import read_manifest as read_manifest
+    from nti.datasets.run import Here as Here
+    from nti.datasets.run import run_manifest as run_manifest
+    from nti.datasets.work import Keep as Keep
     from nti.editing.attention_maps import average_attention as average_attention
     from nti.editing.diffedit import diffedit as diffedit
     from nti.editing.editors import EDITORS as EDITORS
@@ -34,6 +40,9 @@ if TYPE_CHECKING:
     from nti.errors import BatchError as BatchError
     from nti.errors import NotFiniteError as NotFiniteError
     from nti.errors import Stopped as Stopped
+    from nti.evaluation.captions import captioner_of as captioner_of
+    from nti.evaluation.clip import load_clip as load_clip
+    from nti.evaluation.metrics import Metrics as Metrics
     from nti.image import Placement as Placement
     from nti.image import load_image as load_image
     from nti.image import open_image as open_image
@@ -69,6 +78,13 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "nti.config": ("SD_V1", "ModelConfig"),
+    "nti.datasets.cluster": ("Cluster", "ModelRequest"),
+    "nti.datasets.manifest": ("read_manifest",),
+    "nti.datasets.run": ("Here", "run_manifest"),
+    "nti.datasets.work": ("Keep",),
+    "nti.evaluation.captions": ("captioner_of",),
+    "nti.evaluation.clip": ("load_clip",),
+    "nti.evaluation.metrics": ("Metrics",),
     "nti.editing.attention_maps": ("average_attention",),
     "nti.editing.diffedit": ("diffedit",),
     "nti.editing.editors": ("EDITORS",),

@@ -123,8 +123,8 @@ def _card(rows: Sequence[Row]) -> str:
     """Return the model card: what it is, how it was made, what was measured."""
     weights = embedded_clip() / "open_clip_model.safetensors"
     with safe_open(weights, "pt") as file:
-        made = file.metadata()
-        count = sum(file.get_tensor(name).numel() for name in file.keys())
+        made, names = file.metadata(), list(file.keys())
+        count = sum(file.get_tensor(name).numel() for name in names)
     table = [
         f"| {row.name}, {row.pictures} | {row.candidates:,} | {row.value:g} {row.unit} |"
         for row in rows
@@ -134,14 +134,14 @@ def _card(rows: Sequence[Row]) -> str:
         [
             "# shapes_clip",
             "",
-            "A small CLIP of the embedded model's procedural world. It captions the world's pictures,",
-            "and measures how near an edit is to its words. It knows nothing of photographs.",
+            "A small CLIP of the embedded model's procedural world. It captions the world's",
+            "pictures, and measures how near an edit is to its words. It knows no photographs.",
             "",
             "| | |",
             "|---|---|",
-            f"| architecture | open_clip's CLIP: a ModifiedResNet of width 8 and a text transformer of"
-            f" 3 layers and width 32, {count / 1e6:.2f} M numbers; rows of tokens that no caption has"
-            " are zero |",
+            "| architecture | open_clip's CLIP: a ModifiedResNet of width 8 and a text transformer"
+            f" of 3 layers and width 32, {count / 1e6:.2f} M numbers; rows of tokens that no"
+            " caption has are zero |",
             f"| file | float16, {weights.stat().st_size / 1e6:.2f} MB, open_clip's folder layout;"
             " the configuration also holds the grammar of captions |",
             f"| data | {made['data']}, seeds 0 to {int(made['data'].split()[0]) - 1:,}; no other |",
@@ -156,9 +156,9 @@ def _card(rows: Sequence[Row]) -> str:
             "|---|---:|---:|",
             *table,
             "",
-            "`all` looks at every caption of the grammar, `search` at as many as `nti caption` does,",
-            "`retrieval` at those of the scenes measured. `rendered` pictures are exact, `seen` ones",
-            "came through the embedded model's autoencoder, as edits do.",
+            "`all` looks at every caption of the grammar, `search` at as many as `nti caption`",
+            "does, `retrieval` at those of the scenes measured. `rendered` pictures are exact,",
+            "`seen` ones came through the embedded model's autoencoder, as edits do.",
             "",
         ]
     )

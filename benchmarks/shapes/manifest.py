@@ -1,4 +1,4 @@
-"""Write held-out scenes as a manifest for `nti run`: pictures, captions, an edit each, its true mask.
+"""Write held-out scenes as a manifest for `nti run`: pictures, captions, an edit and its mask.
 
     python benchmarks/shapes/manifest.py 200 -o train/world
 

@@ -20,7 +20,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from dataset import load_pixels
@@ -196,8 +196,9 @@ def export(model: nn.Module, card: dict[str, str]) -> None:
     FOLDER.mkdir(exist_ok=True)
     config = {"model_cfg": MODEL, "preprocess_cfg": PREPROCESS, "grammar": GRAMMAR}
     (FOLDER / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-    halved = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in state.items()}
-    save_file(halved, FOLDER / WEIGHTS, metadata=card)
+    # How many batches a norm has seen is of no use any more.
+    halved = {k: v.half().contiguous() for k, v in state.items() if v.is_floating_point()}
+    (FOLDER / WEIGHTS).write_bytes(save(halved, card))
     print(f"wrote {FOLDER}: {(FOLDER / WEIGHTS).stat().st_size / 1e6:.2f} MB")
 
 

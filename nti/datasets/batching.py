@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -40,13 +41,14 @@ def measured_batch(
     not even one image fits, 1 is returned, and the run itself will say so.
     """
     probe = _probe(settings)
-    side = model.config.image_size if size in (None, "native") else size
+    side = model.config.image_size if size is None or size == "native" else size
     image = Image.new("RGB", (side, side) if isinstance(side, int) else side, "grey")
+    at = None if size == "native" else size
     taken = []
     for count in PROBED:
         try:
             with _peak(model.device) as peak:
-                invert_batch(model, [image] * count, [""] * count, probe, size=size)
+                invert_batch(model, [image] * count, [""] * count, probe, size=at)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -60,10 +62,9 @@ def measured_batch(
 
 def _probe(settings: InversionSettings) -> InversionSettings:
     """The same method in one step: what a batch takes does not depend on their number."""
-    from dataclasses import replace
-
-    few = {"inner_steps": 1} if "inner_steps" in settings.row.settings else {}
-    return replace(settings, steps=1, **few)
+    if "inner_steps" in settings.row.settings:
+        return replace(settings, steps=1, inner_steps=1)
+    return replace(settings, steps=1)
 
 
 def in_parts(function: Callable[[Sequence[One]], list[Made]], batch: Sequence[One]) -> list[Made]:

@@ -5,6 +5,7 @@ the images nor the folder. A worker that dies is replaced, and what it was at is
 """
 
 import hashlib
+import logging
 import os
 import socket
 import tempfile
@@ -282,19 +283,26 @@ def _connected(address: str) -> Any:
         import ray
     except ImportError as error:
         raise ClusterError("--ray: needs Ray: pip install 'nti[cluster]'") from error
-    quiet = {"log_to_driver": False, "logging_level": "ERROR", "ignore_reinit_error": True}
+
+    def connect(to: str) -> None:
+        started: dict[str, Any] = {"include_dashboard": False} if to == "local" else {}
+        ray.init(
+            to,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            ignore_reinit_error=True,
+            **started,
+        )
+
     if address not in ("auto", "local"):
         _answers(address)
     try:
-        ray.init(
-            address=address, **quiet, **({"include_dashboard": False} if address == "local" else {})
-        )
+        connect(address)
     except ConnectionError as error:
         if address != "auto":
-            raise ClusterError(
-                f"--ray: got {address}, where no cluster answers ({error})"
-            ) from error
-        ray.init(address="local", include_dashboard=False, **quiet)
+            told = f"--ray: got {address}, where no cluster answers ({error})"
+            raise ClusterError(told) from error
+        connect("local")
     except (RuntimeError, ValueError) as error:
         raise ClusterError(f"--ray: got {address}, which Ray cannot use ({error})") from error
     return ray

@@ -86,7 +86,8 @@ def _rows(address: str) -> Manifest:
             items.append(_item(address, place, row))
         except RowError as error:
             name = row.get("id") if isinstance(row, Mapping) else None
-            problems.append(Problem(place, error.field, str(error), name if _named(name) else ""))
+            known = str(name) if _named(name) else ""
+            problems.append(Problem(place, error.field, str(error), known))
     return Manifest(address, tuple(items), tuple(problems))
 
 

@@ -56,7 +56,7 @@ class Results:
             RunError: another run's folder, or one that holds other things.
 
         """
-        wanted = json.loads(json.dumps({"format": FORMAT, **asked}))
+        wanted: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **asked}))
         data = self.folder.read(RUN)
         if data is None:
             if others := sorted(n for n in self.folder.names("") if not n.startswith(".")):
@@ -132,7 +132,7 @@ class Results:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, COLUMNS)
         writer.writeheader()
-        shown = []
+        shown: list[list[tuple[Image.Image, str]]] = []
         for id in ids:
             if (record := self.record(id)) is None:
                 continue

@@ -1,4 +1,4 @@
-"""`nti run`, `nti evaluate`, `nti caption` and inverting without a prompt, from the command line."""
+"""`nti run`, `nti evaluate` and `nti caption` from the command line."""
 
 import csv
 import json

@@ -10,7 +10,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from nti.demo import sample_captions, sample_image
 from nti.evaluation.captions import END, START, Chooser, Ranker, Writer, captioner_of
@@ -138,7 +138,10 @@ def test_the_small_clip_finds_the_captions_of_scenes_that_it_has_not_seen() -> N
 
 def test_the_small_clip_is_small_and_says_what_it_is() -> None:
     folder = embedded_clip()
-    assert (folder / "open_clip_model.safetensors").stat().st_size <= 4_000_000
+    weights = load_file(folder / "open_clip_model.safetensors").values()
+    assert all(values.dtype == torch.float16 for values in weights)
+    assert sum(values.nbytes for values in weights) <= 4_000_000
+    assert "held-out scenes" in (folder / "MODEL_CARD.md").read_text("utf-8")
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     assert type(model).__module__.startswith("open_clip")
 
