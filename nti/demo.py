@@ -15,8 +15,9 @@ from nti.editing.attention_grid import token_cells
 from nti.editing.attention_maps import average_attention
 from nti.editing.prompt_to_prompt import edit
 from nti.errors import Callback
+from nti.evaluation.captions import Captioner, captioner_of
 from nti.files import write_picture
-from nti.image import load_image, psnr, to_pil
+from nti.image import load_image, open_image, psnr, to_pil
 from nti.inversion.inversion import Inversion
 from nti.inversion.invert import invert
 from nti.inversion.sampling import reconstruct, sample
@@ -139,11 +140,12 @@ def run_demo(
             f" samples show: leave --checkpoint out, or use `nti invert` on an image of your own"
         )
     directory.mkdir(parents=True, exist_ok=True)
+    captioner = captioner_of()  # all begins with a picture alone
     started = time.monotonic()
     rows: list[list[tuple[Image.Image, str]]] = []
     for shown in SAMPLES:
         inversion, cells = _reconstructions(
-            model, shown.name, directory, steps, guidance_scale, progress, tell
+            model, captioner, shown.name, directory, steps, guidance_scale, progress, tell
         )
         rows += [cells, _edits(model, shown, inversion, directory, tell)]
         if shown.strip is not None:
@@ -157,6 +159,7 @@ def run_demo(
 
 def _reconstructions(
     model: StableDiffusion,
+    captioner: Captioner,
     name: str,
     directory: Path,
     steps: int,
@@ -165,8 +168,10 @@ def _reconstructions(
     tell: Callable[[str], object],
 ) -> tuple[Inversion, list[tuple[Image.Image, str]]]:
     """Invert one sample; return it with labelled source, bound, DDIM and null-text images."""
-    caption = sample_captions()[name]
-    source = load_image(sample_image(name), model.config.image_size)
+    picture = open_image(sample_image(name))
+    (caption,) = captioner([picture])
+    tell(f"{name}: the picture shows {caption}")
+    source = load_image(picture, model.config.image_size)
     with progress(f"inverting {name}") as callback:
         inversion = invert(
             model, source, caption, steps=steps, guidance_scale=guidance_scale, callback=callback
