@@ -4,10 +4,10 @@
 
 All on rendered scenes, with the embedded model and one thread for each process.
 
-`single`: `nti run`, a loop of single commands (`nti invert`, `nti edit`) as a shell script has it,
-and sequential code as benchmarks of editing have it: the published loop on diffusers' UNet, its
-weights trainable, and the published batch with every attention map in memory. The last two rows
-leave out what a process takes to start. `batches`: images at once. `cluster`: Ray with one worker
+`single`: an item by `nti run`, whose start is left out; by single commands (`nti invert`, `nti
+edit`) as a shell script has them, start included; and by sequential code as benchmarks of editing
+have it, model loaded before: the published loop on diffusers' UNet, its weights trainable, and the
+published batch with every attention map in memory. They take turns. `batches`: images at once. `cluster`: Ray with one worker
 and with two. `growth`: 10, 100 and 1,000 items whose inversion takes next to nothing, so that all
 that is beside the work shows.
 """
@@ -30,11 +30,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).with_name("shapes")))
 
-from edits import KINDS, cases
-from evaluate import TEST, held_out
 from manifest import NAME, write_manifest
 from nti import StableDiffusion, load_image, load_model
 from nti.datasets import run as datasets_run
+from nti.datasets.item import Item
 from nti.datasets.manifest import read_manifest
 from nti.datasets.run import Here, run_manifest
 from nti.datasets.work import make
@@ -44,7 +43,6 @@ from nti.sampling.schedule import ddim_inverse_step
 from p2p import default_windows
 from peers import PublishedBatch, diffusers_unet, noise
 from rows import Row, make_row, write_rows
-from scene import render
 from timing import own_peak_mib
 
 STEPS, INNER_STEPS = 20, 10
@@ -90,38 +88,45 @@ def _command(*arguments: str) -> None:
 
 
 def _single(items: int, folder: Path) -> Iterator[Row]:
-    manifest = write_manifest(folder, items)
+    """Let the providers make each scene in turns."""
+    whole = read_manifest(write_manifest(folder, items))
+    model = load_model(device="cpu")
+    here, sequential = Here(model), Sequential(model)
+    times: dict[str, list[float]] = {}
+    for number, item in enumerate(whole.items):
+        one = replace(whole, items=(item,))
+        calls = {
+            "nti run": partial(
+                run_manifest,
+                one,
+                folder / f"out-{number}",
+                here,
+                settings={"steps": STEPS},
+                batch=1,
+            ),
+            "nti invert, nti edit": partial(_commands, item, folder),
+            "sequential, as published": partial(
+                sequential.item, Image.open(item.image), str(item.prompt), item.edits[0].prompt
+            ),
+        }
+        for name in calls if number % 2 else reversed(calls):
+            times.setdefault(name, []).append(_timed(calls[name]))
     case = f"{items} scenes, {STEPS} steps, an edit each"
-    few = ["--steps", str(STEPS)]
-    run = partial(_command, "run", str(manifest), "-o", str(folder / "out"), "--batch", "1", *few)
-    yield _row("nti run", f"{case}, start included", _timed(run), items)
-
-    def loop() -> None:
-        for item in read_manifest(manifest).items:
-            inversion = str(folder / f"{item.id}.nti.safetensors")
-            _command("invert", item.image, "--prompt", str(item.prompt), *few, "-o", inversion)
-            _command(
-                "edit", inversion, "--prompt", item.edits[0].prompt, "-o",
-                str(folder / f"{item.id}-edit.png"),
-            )  # fmt: skip
-
-    yield _row("a loop of single commands", f"{case}, start included", _timed(loop), items)
-    model = load_model(device="cpu")
-    ours = partial(
-        run_manifest, read_manifest(manifest), folder / "again", Here(model),
-        settings={"steps": STEPS}, batch=1,
-    )  # fmt: skip
-    yield _row("nti run", case, _timed(ours), items)
-    yield _row("sequential, as published", case, _timed(lambda: _published(items)), items)
+    for name, seconds in times.items():
+        yield make_row(
+            "datasets", name, case, milliseconds=[1e3 * s for s in seconds],
+            quality=60 * items / sum(seconds), unit="items per minute",
+        )  # fmt: skip
 
 
-def _published(items: int) -> None:
-    """Invert and edit each scene as benchmarks of editing do; loading the model is not counted."""
-    model = load_model(device="cpu")
-    sequential = Sequential(model)
-    for number, scene in enumerate(held_out(TEST, items)):
-        case = list(cases(scene))[number % len(KINDS)]
-        sequential.item(Image.fromarray(render(scene)), scene.caption(), case.prompt)
+def _commands(item: Item, folder: Path) -> None:
+    """Make an item as a shell script does, by a process for each step."""
+    inversion = str(folder / f"{item.id}.nti.safetensors")
+    _command(
+        "invert", item.image, "--prompt", str(item.prompt), "--steps", str(STEPS), "-o", inversion
+    )
+    edit = str(folder / f"{item.id}-edit.png")
+    _command("edit", inversion, "--prompt", item.edits[0].prompt, "-o", edit)
 
 
 class Sequential:
@@ -190,7 +195,7 @@ class Sequential:
 
 def _batches(items: int, folder: Path) -> Iterator[Row]:
     manifest, model = read_manifest(write_manifest(folder, items)), load_model(device="cpu")
-    for size in (1, 2, 4, 8):
+    for size in (1, 2, 4):
         run = partial(
             run_manifest, manifest, folder / str(size), Here(model), settings={"steps": STEPS},
             batch=size,
