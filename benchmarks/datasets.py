@@ -7,7 +7,9 @@ All on rendered scenes, with the embedded model and one thread for each process.
 `single`: an item by `nti run`, whose start is left out; by single commands (`nti invert`, `nti
 edit`) as a shell script has them, start included; and by sequential code as benchmarks of editing
 have it, model loaded before: the published loop on diffusers' UNet, its weights trainable, and the
-published batch with every attention map in memory. They take turns. `batches`: images at once. `cluster`: Ray with one worker
+published batch with every attention map in memory. They take turns.
+
+`batches`: images at once. `cluster`: Ray with one worker
 and with two. `growth`: 10, 100 and 1,000 items whose inversion takes next to nothing, so that all
 that is beside the work shows.
 """

@@ -54,7 +54,8 @@ def main() -> None:
     kinds: dict[str, str] = {}
     values: dict[tuple[str, str], list[float]] = {}
     for record in results.records():
-        kinds[record["id"]] = record["type"]
+        for number in range(len(record["edits"])):
+            kinds[record["id"] + (f"#{number + 1}" if number else "")] = record["type"]
         own = {
             "reconstruction, dB": record["psnr"],
             "inversion, s": record["seconds"]["inversion"],

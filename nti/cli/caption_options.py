@@ -38,7 +38,7 @@ def candidates_of(options: argparse.Namespace) -> tuple[str, ...]:
     if options.candidates is None:
         return ()
     try:
-        lines = options.candidates.read_text("utf-8").splitlines()
+        lines = options.candidates.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"--candidates: {options.candidates} cannot be read ({error})") from error
     found = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))

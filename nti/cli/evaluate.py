@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from nti.datasets.addresses import Folder
+    from nti.datasets.evaluate import Found
     from nti.evaluation.clip import Clip
-    from nti.evaluation.metrics import Case, Metrics
+    from nti.evaluation.metrics import Metrics
 
 __all__ = ["add"]
 
@@ -65,15 +66,17 @@ def run(options: argparse.Namespace) -> None:
             " --dino or --clip"
         )
     with progress(options.terminal, "measuring") as shown:
-        rows = evaluate(cases, metrics, progress=lambda done: shown(done, done))
+        rows = evaluate(
+            cases, metrics, progress=lambda done: shown(done, done), warn=options.terminal.warn
+        )
     table = to_markdown(rows)
     options.terminal.table(table.rstrip())
     for file, text in ((CSV, to_csv(rows, name)), (TABLE, table)):
         folder.write(file, text.encode())
-        options.terminal.wrote(Path(options.folder) / file)
+        options.terminal.wrote(f"{options.folder.rstrip('/')}/{file}")
 
 
-def _cases(options: argparse.Namespace, folder: "Folder") -> "tuple[Iterable[Case], str, bool]":
+def _cases(options: argparse.Namespace, folder: "Folder") -> "tuple[Iterable[Found], str, bool]":
     """Return what to measure, what the columns are called, and whether it is the small world."""
     from nti.datasets.evaluate import cases_of_pie_bench, cases_of_run
     from nti.datasets.results import Results

@@ -23,7 +23,7 @@ INPUTS = (
 REPORT, MOST_REPORT = b'<meta name="generator" content="nti report">', 1000
 """What a report says of itself, within so many bytes of its beginning."""
 
-CAPTIONS = b"image,prompt\r\n"
+CAPTIONS = b"id,image,prompt\r\n"
 """What a manifest of `nti caption` begins with."""
 
 SUFFIXES = {

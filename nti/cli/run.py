@@ -4,7 +4,6 @@ import argparse
 import logging
 import sys
 from contextlib import redirect_stdout
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nti.cli.caption_options import (
@@ -73,6 +72,7 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Make the items, and say how many could not be."""
+    from nti.arguments import a_whole_number
     from nti.datasets.manifest import read_manifest
     from nti.datasets.run import run_manifest
     from nti.datasets.work import Keep
@@ -80,8 +80,15 @@ def run(options: argparse.Namespace) -> int:
     manifest = read_manifest(options.manifest)
     given = _given(options)
     parse_dtype(options.store, "--store", ("float16", "bfloat16"))
-    if options.ray is None and (options.cpus_per_worker or options.workers):
-        raise ValueError("--cpus-per-worker, --workers: got no --ray, expected one: give auto")
+    for name, value in (
+        ("--cpus-per-worker", options.cpus_per_worker),
+        ("--workers", options.workers),
+        ("--batch", options.batch),
+    ):
+        if value is not None:
+            a_whole_number(name, value, 1)
+            if options.ray is None and name != "--batch":
+                raise ValueError(f"{name}: got no --ray, expected one: give auto")
     executor = _executor(options, captioned=any(item.prompt is None for item in manifest.items))
     logging.getLogger("nti").setLevel(logging.WARNING)  # how words are aligned, of every edit
     try:
@@ -91,7 +98,7 @@ def run(options: argparse.Namespace) -> int:
                 manifest, options.output, executor, settings=given,
                 keep=Keep(options.keep_inversions, options.store), batch=options.batch,
                 strict=options.strict, progress=lambda state: _show(shown, state),
-                warn=options.terminal.warn,
+                say=options.terminal.say, warn=options.terminal.warn,
             )  # fmt: skip
     except (KeyboardInterrupt, OSError) as error:
         error.add_note("what was made is kept, and the same command goes on")
@@ -101,7 +108,7 @@ def run(options: argparse.Namespace) -> int:
         if close is not None:
             close()
     told = f"{summary.done} done, {summary.failed} failed; {summary.made} made now"
-    options.terminal.wrote(Path(options.output) / "summary.csv", told)
+    options.terminal.wrote(f"{options.output.rstrip('/')}/summary.csv", told)
     return SOME_FAILED if summary.failed else 0
 
 

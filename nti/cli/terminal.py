@@ -93,7 +93,7 @@ class Terminal:
         if self.as_json:
             self.out.write(json.dumps({"event": name, **facts}) + "\n")
 
-    def wrote(self, path: Path, note: str = "") -> None:
+    def wrote(self, path: Path | str, note: str = "") -> None:
         """Say that a file is there."""
         self.event("wrote", path=str(path), note=note)
         if not self.quiet and not self.as_json:
@@ -141,8 +141,9 @@ class Terminal:
         handler = logging.StreamHandler(self.err)
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger = logging.getLogger("nti")
-        level = logger.level
+        level, propagates = logger.level, logger.propagate
         logger.addHandler(handler)
+        logger.propagate = False  # whatever a library has done to the root logger
         logger.setLevel(logging.WARNING if self.quiet else logging.INFO)
         try:
             with warnings.catch_warnings():
@@ -151,6 +152,7 @@ class Terminal:
         finally:
             logger.removeHandler(handler)
             logger.setLevel(level)
+            logger.propagate = propagates
 
     def _showwarning(
         self, message: Warning | str, category: type[Warning], *_: object, **__: object

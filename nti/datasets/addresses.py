@@ -9,6 +9,10 @@ from nti.files import check_writable, write_file
 __all__ = ["Folder", "LocalFolder", "beside", "is_remote", "open_folder", "read_bytes"]
 
 
+CHECK = ".nti-check"
+"""The name of what is written to see whether that can be done."""
+
+
 def is_remote(address: str) -> bool:
     """Whether an address is of another system of files."""
     return "://" in address
@@ -29,12 +33,12 @@ def read_bytes(address: str) -> bytes:
         system, path = _system(address)
         try:
             return bytes(system.cat_file(path))
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{address}: no such file") from error
+        except Exception as error:  # each system raises what its own library raises
+            raise OSError(f"{address}: cannot be read: {error}") from error
     try:
         return Path(address).read_bytes()
     except OSError as error:
-        raise OSError(error.errno, f"{address}: cannot be read: {error.strerror}") from error
+        raise OSError(f"{address}: cannot be read: {error.strerror}") from error
 
 
 class Folder(Protocol):
@@ -49,7 +53,10 @@ class Folder(Protocol):
         """Write a file; OSError names it where that fails."""
 
     def names(self, name: str) -> set[str]:
-        """Return the names of what is in a folder inside."""
+        """Return the names of what is in a folder inside; none where there is no such folder."""
+
+    def prepare(self) -> None:
+        """Make the folder, and check that something can be written there."""
 
 
 class LocalFolder:
@@ -58,6 +65,10 @@ class LocalFolder:
     def __init__(self, address: str) -> None:
         self.address = address
         self.path = Path(address)
+
+    def prepare(self) -> None:
+        """Make the folder, and check that something can be written there."""
+        check_writable(self.path / CHECK)
 
     def read(self, name: str) -> bytes | None:
         """Return a file's bytes, None where there is none."""
@@ -85,12 +96,18 @@ class RemoteFolder:
         self.address = address
         self._system, self._path = _system(address)
 
+    def prepare(self) -> None:
+        """Write something there, as that is the only check that all systems have."""
+        self.write(CHECK, b"")
+
     def read(self, name: str) -> bytes | None:
         """Return a file's bytes, None where there is none."""
         try:
             return bytes(self._system.cat_file(f"{self._path}/{name}"))
         except FileNotFoundError:
             return None
+        except Exception as error:
+            raise OSError(f"{self.address}/{name}: cannot be read: {error}") from error
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file."""
@@ -107,21 +124,20 @@ class RemoteFolder:
             found = self._system.ls(f"{self._path}/{name}", detail=False)
         except FileNotFoundError:
             return set()
+        except Exception as error:
+            raise OSError(f"{self.address}/{name}: cannot be read: {error}") from error
         return {str(path).rstrip("/").rsplit("/", 1)[-1] for path in found}
 
 
 def open_folder(address: str) -> Folder:
-    """Return the folder of an address, once something could be written there.
+    """Return the folder of an address, which need not be there yet.
 
-    Raises ValueError for an address that nothing opens, OSError for one that takes nothing.
+    Raises ValueError for an address that nothing opens, or for a file.
     """
     if is_remote(address):
-        folder = RemoteFolder(address.rstrip("/"))
-        folder.write(".nti-check", b"")
-        return folder
+        return RemoteFolder(address.rstrip("/"))
     if os.path.exists(address) and not os.path.isdir(address):
         raise ValueError(f"--output: got the file {address}, expected a folder's name")
-    check_writable(Path(address) / ".nti-check")
     return LocalFolder(address)
 
 

@@ -23,7 +23,7 @@ Made = TypeVar("Made")
 One = TypeVar("One")
 
 MOST = {"cuda": 16, "cpu": 4}
-"""More at once gains nothing: on two CPU cores 4 images take as long each as 8."""
+"""Images at once, whatever memory allows: larger batches have not been measured to gain."""
 
 SHARE = 0.8
 """Of the free memory that a batch may take, as edits and other programs need some, too."""
@@ -32,14 +32,23 @@ PROBED = (1, 3)
 """Sizes of the two batches that are measured."""
 
 
+MEMORY = Path("/proc/meminfo")
+
+
 def measured_batch(
-    model: StableDiffusion, settings: InversionSettings, size: Size | None = None
+    model: StableDiffusion,
+    settings: InversionSettings,
+    size: Size | None = None,
+    *,
+    sharing: int = 1,
 ) -> int:
-    """Return how many images can be inverted at once.
+    """Return how many images can be inverted at once, where so many processes share the memory.
 
     Two small batches go through one step each; what they differ by is what an image takes. Where
-    not even one image fits, 1 is returned, and the run itself will say so.
+    not even one image fits, or a system does not tell of a CPU's memory, 1 is returned.
     """
+    if model.device.type == "cpu" and not MEMORY.exists():
+        return 1
     probe = _probe(settings)
     side = model.config.image_size if size is None or size == "native" else size
     image = Image.new("RGB", (side, side) if isinstance(side, int) else side, "grey")
@@ -56,7 +65,7 @@ def measured_batch(
             return 1
         taken.append(peak())
     each = max(1, (taken[1] - taken[0]) // (PROBED[1] - PROBED[0]))
-    fitting = 1 + (SHARE * free_memory(model.device) - taken[0]) // each
+    fitting = 1 + (SHARE * free_memory(model.device) / sharing - taken[0]) // each
     return int(min(MOST[model.device.type], max(1, fitting)))
 
 
@@ -87,7 +96,7 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    lines = Path("/proc/meminfo").read_text().splitlines()
+    lines = MEMORY.read_text().splitlines()
     table = dict(line.split(":", 1) for line in lines)
     return int(table["MemAvailable"].split()[0]) * 1024
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nti.arguments import a_whole_number
 from nti.datasets.fields import Given
 from nti.datasets.item import Item
 from nti.datasets.work import Keep, Outcome, Work, failed, read_work
@@ -26,7 +27,10 @@ from nti.model import locate
 __all__ = ["Cluster", "ClusterError", "ModelRequest"]
 
 RETRIES = 2
-"""How often the items of a worker that died are handed out again."""
+"""How often an item whose worker died is handed out again."""
+
+STARTS = 3
+"""How often in a row workers may fail to start before a run gives up."""
 
 PATIENCE = 5.0
 """Seconds in which an address must answer."""
@@ -80,11 +84,12 @@ class Cluster:
             request: the model.
             cpus_per_worker: threads of a worker; where the cluster has GPUs each worker has one.
             workers: how many; None: as many as the cluster has room for.
-            retries: how often items are handed out again whose worker died.
+            retries: how often an item is handed out again whose worker died.
 
         """
         self._ray = _connected(address)
         self._request, self._retries = request, retries
+        a_whole_number("cpus_per_worker", cpus_per_worker, 1)
         _, self.config = locate(request.checkpoint, request.vae)
         self.captioned = request.captioned
         self._files = self._shared([request.checkpoint, request.vae, request.captioner])
@@ -92,14 +97,15 @@ class Cluster:
         gpus = int(room.get("GPU", 0)) if request.device in (None, "cuda") else 0
         self._each = {"num_gpus": 1 if gpus else 0, "num_cpus": cpus_per_worker}
         fitting = gpus or int(room.get("CPU", 1)) // cpus_per_worker
-        self._count = fitting if workers is None else workers
+        self._count = fitting if workers is None else a_whole_number("workers", workers, 1)
+        self._sharing = 1 if gpus else -(-self._count // max(1, len(self._ray.nodes())))
         if self._count < 1 or cpus_per_worker > room.get("CPU", 0):
             raise ClusterError(
                 f"cluster: got {int(room.get('CPU', 0))} CPUs, expected {cpus_per_worker} or more"
                 " for one worker: give a smaller --cpus-per-worker"
             )
         self._first = self._start()
-        self._described = self._started(self._first.describe.remote())
+        self._described = self._first_words()
 
     def describe(self) -> dict[str, Any]:
         """Return what results depend on beside settings, as the first worker says."""
@@ -107,48 +113,56 @@ class Cluster:
 
     def measured_batch(self, given: Given) -> int:
         """Return how many images fit into a worker's memory at once."""
-        return int(self._ray.get(self._first.measured_batch.remote(dict(given))))
+        try:
+            return int(self._ray.get(self._first.measured_batch.remote(dict(given), self._sharing)))
+        except self._ray.exceptions.RayError as error:
+            told = f"cluster: a worker died while it measured a batch: {_cause(error)}"
+            raise ClusterError(told) from error
 
     def made(self, batches: Iterable[Sequence[Item]], keep: Keep) -> Iterator[list[Outcome]]:
         """Yield what became of each batch, as the workers finish.
 
-        A batch whose worker died is handed out again, and then item by item, so that one item that
-        kills its worker does not take the others along.
+        A batch whose worker died is handed out again item by item, so that one item that kills its
+        worker does not take the others along.
         """
         waiting: deque[_Batch] = deque()
         coming = (_Batch(tuple(batch)) for batch in batches)
-        idle = [self._first]
-        starting = self._starting(self._count - 1)
+        crew = _Crew(self, [self._first], self._starting(self._count - 1))
         running: dict[Any, tuple[Any, _Batch]] = {}
         try:
             while True:
-                while idle and (batch := waiting.popleft() if waiting else next(coming, None)):
-                    worker = idle.pop()
+                while crew.idle and (batch := waiting.popleft() if waiting else next(coming, None)):
+                    worker = crew.idle.pop()
                     works = [read_work(item) for item in batch.items]
                     running[worker.make.remote(works, keep)] = worker, batch
-                if not running and idle:
+                if not running and crew.idle:
                     return
-                ready, _ = self._ray.wait([*running, *starting], timeout=1.0)
+                crew.tell_of_waiting(bool(running))
+                ready, _ = self._ray.wait([*running, *crew.starting], timeout=1.0)
                 for future in ready:
-                    if future in starting:
-                        self._started(future)
-                        idle.append(starting.pop(future))
+                    if future in crew.starting:
+                        crew.started(future)
                         continue
                     worker, batch = running.pop(future)
                     try:
                         outcomes: list[Outcome] = self._ray.get(future)
+                    except self._ray.exceptions.RayTaskError as error:  # it lives
+                        crew.idle.append(worker)
+                        waiting.extend(batch.singles())
+                        if len(batch.items) == 1:
+                            yield [failed(batch.items[0], f"its worker failed: {_cause(error)}")]
                     except self._ray.exceptions.RayError as error:
-                        self._ray.kill(worker)
-                        starting |= self._starting(1)
+                        crew.replace(worker)
                         again = batch.after_death(self._retries)
                         waiting.extend(again)
                         if not again:
-                            yield [failed(item, _died(item, batch, error)) for item in batch.items]
-                        continue
-                    idle.append(worker)
-                    yield outcomes
+                            yield [failed(item, _died(batch, error)) for item in batch.items]
+                    else:
+                        crew.idle.append(worker)
+                        yield outcomes
         finally:
-            workers = [*idle, *starting.values(), *(worker for worker, _ in running.values())]
+            workers = [*crew.idle, *(worker for worker, _ in running.values())]
+            workers += crew.starting.values()
             self._first = workers.pop(0)  # stays for what comes next
             for worker in workers:
                 self._ray.kill(worker)
@@ -163,24 +177,28 @@ class Cluster:
         workers = [self._start() for _ in range(count)]
         return {worker.describe.remote(): worker for worker in workers}
 
-    def _started(self, future: Any) -> dict[str, Any]:
-        """Return what a worker says that has started; ClusterError where it cannot start.
+    def _first_words(self) -> dict[str, Any]:
+        """Return what the first worker says of itself; ClusterError where it cannot start.
 
         A cluster that others use may have no room: this waits, and says so.
         """
+        future = self._first.describe.remote()
         ready, _ = self._ray.wait([future], timeout=PATIENCE_TO_START)
         if not ready:
-            free = self._ray.available_resources()
-            warnings.warn(
-                f"waiting for a worker to start: the cluster has {free.get('CPU', 0):g} CPUs and"
-                f" {free.get('GPU', 0):g} GPUs free, and one needs {self._each}",
-                stacklevel=2,
-            )
+            self._tell_of_room()
         try:
             found: dict[str, Any] = self._ray.get(future)
             return found
         except self._ray.exceptions.RayError as error:
             raise ClusterError(f"cluster: a worker cannot start: {_cause(error)}") from error
+
+    def _tell_of_room(self) -> None:
+        free = self._ray.available_resources()
+        warnings.warn(
+            f"waiting for a worker to start: the cluster has {free.get('CPU', 0):g} CPUs and"
+            f" {free.get('GPU', 0):g} GPUs free, and one needs {self._each}",
+            stacklevel=2,
+        )
 
     def _start(self) -> Any:
         worker = self._ray.remote(**self._each, max_restarts=0)(_Worker)
@@ -193,8 +211,57 @@ class Cluster:
             path = Path(given)
             for file in [path] if path.is_file() else sorted(path.rglob("*")):
                 if file.is_file():
-                    found[str(file)] = (file.stat().st_size, self._ray.put(file.read_bytes()))
+                    data = file.read_bytes()
+                    digest = hashlib.sha256(data).hexdigest()
+                    found[str(file)] = (digest, self._ray.put(data))
         return found
+
+
+class _Crew:
+    """Workers that wait for work, and those that are starting."""
+
+    def __init__(self, cluster: Cluster, idle: list[Any], starting: dict[Any, Any]) -> None:
+        self._cluster, self.idle, self.starting = cluster, idle, starting
+        self._failures = 0
+        self._since: float | None = None
+
+    def replace(self, worker: Any) -> None:
+        """Start a worker in the place of one that died."""
+        self._cluster._ray.kill(worker)
+        self.starting |= self._cluster._starting(1)
+
+    def started(self, future: Any) -> None:
+        """Take in a worker that has started, or start another where it could not.
+
+        ClusterError where that happens again and again, or for a worker that would compute
+        otherwise than the first.
+        """
+        worker, ray = self.starting.pop(future), self._cluster._ray
+        try:
+            said = ray.get(future)
+        except ray.exceptions.RayError as error:
+            self._failures += 1
+            if self._failures >= STARTS:
+                raise ClusterError(f"cluster: a worker cannot start: {_cause(error)}") from error
+            self.replace(worker)
+            return
+        if said != self._cluster._described:
+            raise ClusterError(
+                f"cluster: got a worker with {said}, expected {self._cluster._described}, as the"
+                " first has: give all nodes the same weights, versions and devices"
+            )
+        self._failures = 0
+        self.idle.append(worker)
+
+    def tell_of_waiting(self, running: bool) -> None:
+        """Say that no worker can start, once nothing has gone on for a while."""
+        if running or self.idle:
+            self._since = None
+        elif self._since is None:
+            self._since = time.monotonic()
+        elif time.monotonic() - self._since > PATIENCE_TO_START:
+            self._cluster._tell_of_room()
+            self._since = time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -205,14 +272,14 @@ class _Batch:
     deaths: int = 0
 
     def after_death(self, retries: int) -> list["_Batch"]:
-        """Return what to hand out again: items by themselves the second time, and nothing where one
-        of them has had all its retries.
-        """
-        if len(self.items) == 1:
-            return [_Batch(self.items, self.deaths + 1)] if self.deaths < retries else []
-        if self.deaths == 0:
-            return [_Batch(self.items, 1)]
-        return [_Batch((item,)) for item in self.items]
+        """Return what to hand out again, item by item; nothing after the last of the retries."""
+        return self.singles(self.deaths + 1) if self.deaths < retries else []
+
+    def singles(self, deaths: int = 0) -> list["_Batch"]:
+        """Return its items by themselves; nothing where it is one already, and none has died."""
+        if len(self.items) == 1 and not deaths:
+            return []
+        return [_Batch((item,), deaths) for item in self.items]
 
 
 class _Worker:
@@ -242,8 +309,8 @@ class _Worker:
     def describe(self) -> dict[str, Any]:
         return self.here.describe()
 
-    def measured_batch(self, given: Given) -> int:
-        return self.here.measured_batch(given)
+    def measured_batch(self, given: Given, sharing: int) -> int:
+        return self.here.measured_batch(given, sharing)
 
     def make(self, works: Sequence[Work], keep: Keep) -> list[Outcome]:
         return self.here.make(works, keep)
@@ -252,29 +319,49 @@ class _Worker:
 def _fetched(files: Mapping[str, Any]) -> Any:
     """Return what gives a file's name on this node: its own, or that of a copy.
 
-    A node that lacks a file fetches it once, whichever of its workers is first.
+    A node whose own file is missing or another one fetches it once, whichever of its workers is
+    first. Copies are known by their contents, and stay for later runs.
     """
     import ray
 
-    if all(
-        os.path.isfile(name) and os.path.getsize(name) == size for name, (size, _) in files.items()
-    ):
-        return lambda name: name
-    told = hashlib.sha256("\n".join(f"{n} {size}" for n, (size, _) in files.items()).encode())
-    session = ray.get_runtime_context().get_job_id()
-    folder = Path(tempfile.gettempdir()) / f"nti-{session}-{told.hexdigest()[:16]}"
-    folder.mkdir(exist_ok=True)
+    places = {}
+    for name, (digest, _) in files.items():
+        places[name] = name
+        if os.path.isfile(name) and _digest(Path(name)) == digest:
+            continue
+        told = hashlib.sha256("\n".join(f"{n} {d}" for n, (d, _) in sorted(files.items())).encode())
+        folder = Path(tempfile.gettempdir()) / f"nti-{told.hexdigest()[:24]}"
+        folder.mkdir(exist_ok=True)
+        places = {each: str(folder / each.lstrip("/")) for each in files}
+        _fetch(folder, files, places, ray)
+        break
+
+    def here(name: str | None) -> str | None:
+        if name is None or name in places:
+            return None if name is None else places[name]
+        # A folder of files: it lies where they do.
+        inside = next((n for n in places if n.startswith(f"{name}/")), None)
+        return name if inside is None else places[inside].removesuffix(inside[len(name) :])
+
+    return here
+
+
+def _fetch(folder: Path, files: Mapping[str, Any], places: Mapping[str, str], ray: Any) -> None:
     while True:
         try:
             with locked(folder / ".lock"):
-                for name, (size, reference) in files.items():
-                    path = folder / name.lstrip("/")
-                    if not path.is_file() or path.stat().st_size != size:
+                for name, (digest, reference) in files.items():
+                    path = Path(places[name])
+                    if not path.is_file() or _digest(path) != digest:
                         write_file(path, ray.get(reference))
-            break
+            return
         except BlockingIOError:  # another worker of this node is fetching them
             time.sleep(0.2)
-    return lambda name: None if name is None else str(folder / name.lstrip("/"))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _connected(address: str) -> Any:
@@ -327,5 +414,5 @@ def _cause(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _died(item: Item, batch: _Batch, error: BaseException) -> str:
-    return f"{item.place}: its worker died {batch.deaths + 1} times ({_cause(error)})"
+def _died(batch: _Batch, error: BaseException) -> str:
+    return f"its worker died {batch.deaths + 1} times ({_cause(error)})"

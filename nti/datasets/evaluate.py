@@ -5,10 +5,13 @@ import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
+from PIL import Image
 
 from nti.datasets.item import Item, ManifestError
 from nti.datasets.pie_bench import KINDS, PICTURES, SIZE, decode_mask, read_pie_bench
@@ -17,7 +20,15 @@ from nti.evaluation.metrics import Case, Metrics
 from nti.image import open_image
 from nti.image.pasting import as_picture
 
-__all__ = ["Row", "cases_of_pie_bench", "cases_of_run", "evaluate", "to_csv", "to_markdown"]
+__all__ = [
+    "Found",
+    "Row",
+    "cases_of_pie_bench",
+    "cases_of_run",
+    "evaluate",
+    "to_csv",
+    "to_markdown",
+]
 
 
 @dataclass(frozen=True)
@@ -29,24 +40,35 @@ class Row:
     values: Mapping[str, float]
 
 
-def cases_of_run(results: Results) -> Iterator[Case]:
-    """Yield the edits of a run that are done; the second edit of `x` is `x-2`."""
+@dataclass(frozen=True)
+class Found:
+    """An edit that is there, and what reads its pictures."""
+
+    id: str
+    kind: str
+    read: Callable[[], Case]
+
+
+def cases_of_run(results: Results) -> Iterator[Found]:
+    """Yield the edits of a run that are done; the second edit of `x` is `x#2`."""
     for record in results.records():
-        if record["status"] != "done":
-            continue
-        name = record["id"]
-        source, mask = (results.picture(name, file) for file in ("source.png", "mask.png"))
         for number, edit in enumerate(record["edits"], 1):
-            edited = results.picture(name, f"edit-{number}.png")
-            if source is None or edited is None:
-                raise ManifestError(f"{name}: got no picture of edit {number}: run the item again")
-            yield Case(
-                name if number == 1 else f"{name}-{number}", record["type"], source, edited, mask,
-                record["prompt"], edit["prompt"],
-            )  # fmt: skip
+            name = record["id"] if number == 1 else f"{record['id']}#{number}"
+            read = partial(_of_run, results, record, name, number, edit)
+            yield Found(name, record["type"], read)
 
 
-def cases_of_pie_bench(results: str | Path, pie_bench: str | Path) -> Iterator[Case]:
+def _of_run(
+    results: Results, record: Mapping[str, Any], name: str, number: int, edit: Mapping[str, Any]
+) -> Case:
+    files = ("source.png", f"edit-{number}.png", "mask.png")
+    source, edited, mask = (results.picture(record["id"], file) for file in files)
+    if source is None or edited is None:
+        raise ValueError(f"got no {files[0 if source is None else 1]}: run the manifest again")
+    return Case(name, record["type"], source, edited, mask, record["prompt"], edit["prompt"])
+
+
+def cases_of_pie_bench(results: str | Path, pie_bench: str | Path) -> Iterator[Found]:
     """Yield edits that anybody wrote in the layout of PIE-Bench's evaluator.
 
     Args:
@@ -54,7 +76,8 @@ def cases_of_pie_bench(results: str | Path, pie_bench: str | Path) -> Iterator[C
             as its authors' strips of four, the part on the right is the edit.
         pie_bench: the folder of the sources, masks and prompts.
 
-    Pictures that are not there are left out. ManifestError where there is none at all.
+    Raises:
+        ManifestError: where there is no picture at all. Some that are missing are left out.
 
     """
     manifest = read_pie_bench(pie_bench)
@@ -63,30 +86,43 @@ def cases_of_pie_bench(results: str | Path, pie_bench: str | Path) -> Iterator[C
         path = Path(results) / str(item.written_as)
         if path.is_file():
             count += 1
-            yield _case(item, path)
+            yield Found(item.id, item.kind, partial(_of_pie_bench, item, path))
     if not count:
         raise ManifestError(f"{results}: got no picture of {pie_bench} in {PICTURES}")
 
 
-def _case(item: Item, path: Path) -> Case:
-    edited = open_image(path)
+def _of_pie_bench(item: Item, path: Path) -> Case:
+    source, edited = open_image(item.image), open_image(path)
+    if source.size != (SIZE, SIZE):  # as edits are written
+        source = source.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
     if edited.width != edited.height:
         width, height = edited.size
         edited = edited.crop((width - SIZE, height - SIZE, width, height))
     mask = as_picture(decode_mask(item.mask)) if isinstance(item.mask, tuple) else None
     return Case(
-        item.id, item.kind, open_image(item.image), edited, mask, item.prompt or "",
-        item.edits[0].prompt,
+        item.id, item.kind, source, edited, mask, item.prompt or "", item.edits[0].prompt
     )  # fmt: skip
 
 
 def evaluate(
-    cases: Iterable[Case], metrics: Metrics, *, progress: Callable[[int], object] = lambda n: None
+    found: Iterable[Found],
+    metrics: Metrics,
+    *,
+    progress: Callable[[int], object] = lambda n: None,
+    warn: Callable[[str], object] = lambda text: None,
 ) -> list[Row]:
-    """Measure each case; `progress` hears how many are done."""
+    """Measure each edit; `progress` hears how many are done.
+
+    One whose pictures cannot be read or compared has no figures, and `warn` hears why.
+    """
     rows = []
-    for case in cases:
-        rows.append(Row(case.id, case.kind, metrics(case)))
+    for each in found:
+        try:
+            values = metrics(each.read())
+        except (ValueError, OSError) as error:
+            warn(f"{each.id}: not measured: {error}")
+            values = dict.fromkeys(metrics.columns, math.nan)
+        rows.append(Row(each.id, each.kind, values))
         progress(len(rows))
     return rows
 

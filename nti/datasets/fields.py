@@ -4,12 +4,17 @@ The same names are columns of a CSV file, keys of a JSON line and `--set NAME=VA
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from nti.arguments import a_choice, a_number, a_whole_number
 from nti.editing.editors import EDITORS
+from nti.image import FITS
+from nti.inversion.methods import METHODS
 from nti.inversion.null_text import published_learning_rate, published_threshold
-from nti.inversion.settings import InversionSettings
+from nti.inversion.settings import FOR_ALL, InversionSettings
+from nti.inversion.source import width_and_height
 from nti.parsing import (
     parse_assignment,
     parse_blend,
@@ -19,7 +24,16 @@ from nti.parsing import (
     parse_window,
 )
 
-__all__ = ["EDIT", "INVERSION", "PLACES", "Given", "canonical", "edit_settings", "invert_settings"]
+__all__ = [
+    "EDIT",
+    "INVERSION",
+    "PLACES",
+    "Given",
+    "canonical",
+    "edit_settings",
+    "invert_settings",
+    "read_by",
+]
 
 Given = Mapping[str, Any]
 """Settings by name as they were given, each a value that JSON can hold."""
@@ -30,7 +44,9 @@ PLACES = ("size", "fit")
 INVERSION = (*PLACES, *InversionSettings.__dataclass_fields__)
 """Settings of an inversion."""
 
-APART = ("guidance_scale", "seed")
+TAKEN = tuple(dict.fromkeys(name for row in EDITORS.values() for name in row.takes))
+
+APART = tuple(name for name in TAKEN if name in INVERSION)
 """Names that inversions and edits share: those of edits begin with `edit_`."""
 
 IN_CODE = ("original", "replay")
@@ -38,12 +54,7 @@ IN_CODE = ("original", "replay")
 
 EDIT = (
     "editor",
-    *dict.fromkeys(
-        f"edit_{name}" if name in APART else name
-        for row in EDITORS.values()
-        for name in row.takes
-        if name not in IN_CODE
-    ),
+    *(f"edit_{name}" if name in APART else name for name in TAKEN if name not in IN_CODE),
 )
 """Settings of an edit."""
 
@@ -71,9 +82,7 @@ def edit_settings(given: Given) -> tuple[str, dict[str, Any]]:
 
     Raises ValueError for an unknown editor, or for a setting that it does not take.
     """
-    name = str(given.get("editor", "p2p"))
-    if name not in EDITORS:
-        raise ValueError(f"editor: got {name!r}, expected one of {', '.join(EDITORS)}")
+    name = a_choice("editor", given.get("editor", "p2p"), EDITORS)
     takes, found = EDITORS[name].takes, {}
     for field, value in given.items():
         if field not in EDIT or field == "editor":
@@ -88,14 +97,48 @@ def edit_settings(given: Given) -> tuple[str, dict[str, Any]]:
     return name, found
 
 
+def read_by(given: Given, method: Any, editor: Any) -> Given:
+    """Return those settings that a method reads and an editor takes; all where there is none."""
+    reads = METHODS[method].settings if isinstance(method, str) and method in METHODS else None
+    takes = EDITORS[editor].takes if isinstance(editor, str) and editor in EDITORS else None
+
+    def is_read(name: str) -> bool:
+        if name in ("editor", *PLACES, *FOR_ALL):
+            return True
+        if name in INVERSION:
+            return reads is None or name in reads
+        return takes is None or name.removeprefix("edit_") in takes
+
+    return {name: value for name, value in given.items() if is_read(name)}
+
+
 def _read(name: str, value: Any) -> Any:
-    """Return a setting as the library's functions take it."""
+    """Return a setting as the library's functions take it; ValueError begins with its name."""
     reader = READERS.get(name)
-    return value if reader is None or value is None else reader(name, value)
+    if reader is None or value is None:
+        return value
+    try:
+        return reader(name, value)
+    except (ValueError, TypeError) as error:
+        told = str(error)
+        raise ValueError(told if told.startswith(f"{name}: ") else f"{name}: {told}") from error
 
 
 def _size(name: str, value: Any) -> Any:
-    return parse_size(value, name) if isinstance(value, str) else _pair(value)
+    size = parse_size(value, name) if isinstance(value, str) else _pair(value)
+    return size if size == "native" else width_and_height(size, " or 'native'")
+
+
+def _fit(name: str, value: Any) -> Any:
+    return a_choice(name, value, FITS)
+
+
+def _number(low: float = -math.inf, high: float = math.inf) -> Callable[[str, Any], Any]:
+    return lambda name, value: a_number(name, value, low, high)
+
+
+def _whole(low: int = 0) -> Callable[[str, Any], Any]:
+    return lambda name, value: a_whole_number(name, value, low)
 
 
 def _pair(value: Any) -> Any:
@@ -142,6 +185,15 @@ def _rule(published: Any) -> Callable[[str, Any], Any]:
 
 READERS: dict[str, Callable[[str, Any], Any]] = {
     "size": _size,
+    "fit": _fit,
+    "edit_guidance_scale": _number(),
+    "edit_seed": _whole(),
+    "edit_learning_rate": _number(0),
+    "strength": _number(0, 1),
+    "mix": _number(),
+    "eta": _number(),
+    "mask_threshold": _number(0, 1),
+    "start": _whole(),
     "learning_rate": _rule(published_learning_rate),
     "threshold": _rule(published_threshold),
     "cross_replace": _cross,
@@ -151,4 +203,5 @@ READERS: dict[str, Callable[[str, Any], Any]] = {
     "reweight": _factors,
     "proximal": _proximal,
 }
-"""Of settings that text or JSON says in another way than the library's functions."""
+"""Of settings that text or JSON says in another way than the library's functions, and of those that
+the functions would only look at after the inversion."""

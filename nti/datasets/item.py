@@ -2,16 +2,29 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field, replace
 
-from nti.datasets.fields import EDIT, INVERSION, Given
-from nti.editing.editors import EDITORS
+from nti.datasets.fields import EDIT, INVERSION, Given, read_by
 
-__all__ = ["Edit", "Item", "Manifest", "ManifestError", "Problem"]
+__all__ = ["Edit", "Item", "Manifest", "ManifestError", "Problem", "check_id"]
+
+MOST_NAME = 150
 
 
 class ManifestError(ValueError):
     """A manifest that cannot be used at all."""
+
+
+def check_id(name: object) -> str:
+    """Return an item's id, which can be a folder's name on every system of files, or ValueError."""
+    fits = isinstance(name, str) and re.fullmatch(r"[^\W_]([\w .,+&()'-]*[\w)])?", name)
+    if not isinstance(name, str) or not fits or len(name.encode()) > MOST_NAME:
+        raise ValueError(
+            f"got {name!r}, expected a letter or digit, then letters, digits, spaces and any of"
+            f" . , + & ( ) ' - _, at most {MOST_NAME} bytes in all"
+        )
+    return name
 
 
 @dataclass(frozen=True)
@@ -22,7 +35,7 @@ class Edit:
     settings: Given = field(default_factory=dict)
     defaults: Given = field(default_factory=dict)
     """What the manifest's layout suggests: it comes after all settings that are given, and counts
-    for editors that take it."""
+    for editors that take it. Of a merged item those that count, which `settings` has, too."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,8 @@ class Item:
     """Its name in the results, of letters that a file's name may have."""
     image: str
     """A path, or an address that fsspec opens."""
+    named: str
+    """The same as the manifest names it."""
     prompt: str | None
     """What the image shows; None: a captioner shall say."""
     edits: tuple[Edit, ...]
@@ -45,24 +60,29 @@ class Item:
     """Of its edits, for averages."""
     mask: str | tuple[int, ...] | None = None
     """White where to edit: a path or address, or PIE-Bench's run lengths."""
+    mask_named: str | None = None
+    """A mask's file as the manifest names it."""
     written_as: str | None = None
     """Where PIE-Bench's evaluator looks for the edit, relative to the results."""
 
     def merged(self, run: Given) -> "Item":
-        """Return the item with all settings: the run's, then its own, then each edit's."""
-        whole = {**run, **self.settings}
-        own = {name: value for name, value in whole.items() if name in INVERSION}
-        shared = {name: value for name, value in whole.items() if name in EDIT}
-        return replace(
-            self, settings=own, edits=tuple(_merged(edit, shared) for edit in self.edits)
-        )
+        """Return the item with all settings: the run's, then its own, then each edit's.
+
+        Where it chooses another method or editor than the run, what only the run's reads is left
+        out.
+        """
+        method = self.settings.get("method", run.get("method", "null-text"))
+        own = {**_for_method(run, method), **self.settings}
+        found = {name: value for name, value in own.items() if name in INVERSION}
+        edits = tuple(_merged(edit, run, self.settings) for edit in self.edits)
+        return replace(self, settings=found, edits=edits)
 
     @property
     def request(self) -> str:
         """A digest of all that its result is made from, but the bytes of its files."""
         told = [
-            self.image, self.prompt, [[e.prompt, dict(e.settings)] for e in self.edits],
-            dict(self.settings), self.mask,
+            self.named, self.prompt, [[e.prompt, dict(e.settings)] for e in self.edits],
+            dict(self.settings), self.mask_named or self.mask,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
@@ -91,9 +111,16 @@ class Manifest:
     problems: tuple[Problem, ...] = ()
 
 
-def _merged(edit: Edit, shared: Given) -> Edit:
-    given = {**shared, **edit.settings}
-    row = EDITORS.get(given.get("editor", "p2p"))
-    takes = () if row is None else row.takes
-    suggested = {name: value for name, value in edit.defaults.items() if name in takes}
-    return Edit(edit.prompt, {**suggested, **given})
+def _for_method(run: Given, method: object) -> Given:
+    same = method == run.get("method", "null-text")
+    return run if same else read_by(run, method, None)
+
+
+def _merged(edit: Edit, run: Given, item: Given) -> Edit:
+    own = {**{name: value for name, value in item.items() if name in EDIT}, **edit.settings}
+    editor = own.get("editor", run.get("editor", "p2p"))
+    shared = run if editor == run.get("editor", "p2p") else read_by(run, None, editor)
+    given = {**{name: value for name, value in shared.items() if name in EDIT}, **own}
+    suggested = read_by(edit.defaults, None, editor)
+    unsaid = {name: value for name, value in suggested.items() if name not in given}
+    return Edit(edit.prompt, {**unsaid, **given}, unsaid)

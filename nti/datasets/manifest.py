@@ -7,14 +7,13 @@ field, and the other rows are read all the same.
 import csv
 import io
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nti.datasets.addresses import beside, read_bytes
 from nti.datasets.fields import EDIT, INVERSION, canonical
-from nti.datasets.item import Edit, Item, Manifest, ManifestError, Problem
+from nti.datasets.item import Edit, Item, Manifest, ManifestError, Problem, check_id
 from nti.datasets.pie_bench import MAPPING, read_pie_bench
 
 __all__ = ["read_manifest"]
@@ -26,8 +25,6 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 SEPARATOR = "|"
 """Between what one cell of a CSV file says of several edits."""
-
-MOST_NAME = 150
 
 
 class RowError(ValueError):
@@ -86,8 +83,7 @@ def _rows(address: str) -> Manifest:
             items.append(_item(address, place, row))
         except RowError as error:
             name = row.get("id") if isinstance(row, Mapping) else None
-            known = str(name) if _named(name) else ""
-            problems.append(Problem(place, error.field, str(error), known))
+            problems.append(Problem(place, error.field, str(error), _plain_id(name)))
     return Manifest(address, tuple(items), tuple(problems))
 
 
@@ -95,8 +91,13 @@ Rows = Iterator[tuple[str, Mapping[str, Any] | RowError]]
 
 
 def _csv(address: str, text: str) -> Rows:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    columns = reader.fieldnames or []
+    lines = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        columns = list(lines.fieldnames or [])
+    except csv.Error as error:
+        raise ManifestError(f"{address}: got no CSV that can be read ({error})") from error
+    if twice := [name for name in columns if columns.count(name) > 1]:
+        raise ManifestError(f"{address}: got the column {twice[0]!r} twice, expected it once")
     known = (*OWN, *INVERSION, *EDIT)
     if unknown := [name for name in columns if name not in known]:
         raise ManifestError(
@@ -106,16 +107,21 @@ def _csv(address: str, text: str) -> Rows:
         raise ManifestError(
             f"{address}: got the columns {', '.join(columns) or 'none'}, expected one named image"
         )
-    try:
-        for number, row in enumerate(reader, 1):
-            place = f"{address}: row {number}"
-            if None in row or None in row.values():
-                yield place, RowError("row", "got more or fewer cells than there are columns")
-                continue
-            filled = {name: text.strip() for name, text in row.items() if text.strip()}
-            yield place, _cells(filled)
-    except csv.Error as error:
-        raise ManifestError(f"{address}: got no CSV that can be read ({error})") from error
+    number = 0
+    while True:
+        number += 1
+        place = f"{address}: row {number}"
+        try:
+            row = next(lines)
+        except StopIteration:
+            return
+        except csv.Error as error:  # what comes after it cannot be told apart
+            yield place, RowError("row", f"got no CSV that can be read, from here on ({error})")
+            return
+        if None in row or None in row.values():
+            yield place, RowError("row", "got more or fewer cells than there are columns")
+            continue
+        yield place, _cells({name: cell.strip() for name, cell in row.items() if cell.strip()})
 
 
 def _cells(row: Mapping[str, str]) -> Mapping[str, Any] | RowError:
@@ -142,7 +148,7 @@ def _parts(text: str) -> list[str]:
 
 
 def _jsonl(address: str, text: str) -> Rows:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # JSON may hold other ends of lines
         if not line.strip():
             continue
         place = f"{address}: line {number}"
@@ -164,17 +170,15 @@ def _item(address: str, place: str, row: Mapping[str, Any]) -> Item:
     image = _text(row, "image")
     if not image:
         raise RowError("image", "got none, expected a file's name")
-    name = _text(row, "id") or Path(image).stem
-    if not _named(name):
-        raise RowError(
-            "id", f"got {name!r}, expected letters, digits, '.', '_' and '-', none of them first"
-            f" but letters and digits, at most {MOST_NAME}",
-        )  # fmt: skip
+    try:
+        name = check_id(_text(row, "id") or Path(image).stem)
+    except ValueError as error:
+        raise RowError("id", str(error)) from error
     mask = _text(row, "mask")
     settings = {name: value for name, value in row.items() if name not in OWN}
     return Item(
-        name, beside(address, image), _text(row, "prompt") or None, tuple(_edits(row)), settings,
-        place, _text(row, "type") or "", beside(address, mask) if mask else None,
+        name, beside(address, image), image, _text(row, "prompt") or None, tuple(_edits(row)),
+        settings, place, _text(row, "type") or "", beside(address, mask) if mask else None, mask,
     )  # fmt: skip
 
 
@@ -205,11 +209,12 @@ def _text(row: Mapping[str, Any], name: str) -> str | None:
     return value
 
 
-def _named(name: object) -> bool:
-    """Whether an id can be the name of a folder on every system of files."""
-    if not isinstance(name, str) or len(name) > MOST_NAME:
-        return False
-    return re.fullmatch(r"[A-Za-z0-9][\w.\-]*", name, re.ASCII) is not None
+def _plain_id(name: object) -> str:
+    """Return what can be an id; empty where it cannot."""
+    try:
+        return check_id(name)
+    except ValueError:
+        return ""
 
 
 def _folder(folder: Path) -> Manifest:
@@ -221,20 +226,26 @@ def _folder(folder: Path) -> Manifest:
         if path.suffix.lower() not in PICTURES or path.name.startswith("."):
             continue
         place = str(path)
-        if not _named(path.stem):
-            problems.append(Problem(place, "id", f"got {path.stem!r}, expected a plain name"))
+        try:
+            name = check_id(path.stem)
+        except ValueError as error:
+            problems.append(Problem(place, "id", str(error)))
             continue
-        lines = _caption(path.with_suffix(".txt"))
+        try:
+            lines = _caption(path.with_suffix(".txt"))
+        except (OSError, UnicodeDecodeError) as error:
+            problems.append(Problem(place, "prompt", f"its .txt cannot be read ({error})", name))
+            continue
         edits = tuple(Edit(line) for line in lines[1:])
         prompt = lines[0] if lines else None
-        items.append(Item(path.stem, str(path), prompt, edits, {}, place))
+        items.append(Item(name, place, path.name, prompt, edits, {}, place))
     return Manifest(str(folder), tuple(items), tuple(problems))
 
 
 def _caption(path: Path) -> Sequence[str]:
     if not path.is_file():
         return []
-    lines = path.read_text("utf-8", errors="replace").splitlines()
+    lines = path.read_text("utf-8-sig").splitlines()
     return [line.strip() for line in lines if line.strip()]
 
 

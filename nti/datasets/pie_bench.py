@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nti.datasets.item import Edit, Item, Manifest, ManifestError, Problem
+from nti.datasets.item import Edit, Item, Manifest, ManifestError, Problem, check_id
 
 __all__ = [
     "KINDS",
@@ -60,19 +60,26 @@ def read_pie_bench(folder: str | Path) -> Manifest:
     """
     path = Path(folder) / MAPPING
     try:
-        entries = json.loads(path.read_text("utf-8"))
+        entries = json.loads(path.read_text("utf-8-sig"), object_pairs_hook=_Pairs)
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"{path}: got no JSON that can be read ({error})") from error
-    if not isinstance(entries, dict):
+    if not isinstance(entries, _Pairs):
         raise ManifestError(f"{path}: expected a JSON object of images by their number")
-    items, problems = [], []
-    for name, entry in entries.items():
+    items, problems, names = [], [], set()
+    for name, entry in entries:
         place = f"{path}: {name}"
         try:
-            items.append(_item(Path(folder), str(name), entry, place))
+            if name in names:
+                raise _FieldError("id", f"got {name!r} twice, expected it once")
+            names.add(name)
+            items.append(_item(Path(folder), name, entry, place))
         except _FieldError as error:
             problems.append(Problem(place, error.field, str(error), ""))
     return Manifest(str(folder), tuple(items), tuple(problems))
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as its names and values, as a name may stand there twice."""
 
 
 class _FieldError(ValueError):
@@ -82,9 +89,14 @@ class _FieldError(ValueError):
 
 
 def _item(folder: Path, name: str, entry: Any, place: str) -> Item:
-    if not isinstance(entry, dict):
+    if not isinstance(entry, _Pairs):
         raise _FieldError("entry", "expected a JSON object")
-    said = {field: _string(entry, field) for field in TEXTS}
+    try:
+        check_id(name)
+    except ValueError as error:
+        raise _FieldError("id", str(error)) from error
+    fields = dict(entry)
+    said = {field: _string(fields, field) for field in TEXTS}
     relative = PurePosixPath(said["image_path"])
     if not said["image_path"] or relative.is_absolute() or ".." in relative.parts:
         raise _FieldError(
@@ -99,9 +111,10 @@ def _item(folder: Path, name: str, entry: Any, place: str) -> Item:
     if words:
         suggested |= {"blend": words, "reweight": {words[1]: WEIGHT}}
     return Item(
-        name, str(folder / PICTURES / relative), plain_prompt(said["original_prompt"]),
+        name, str(folder / PICTURES / relative), str(relative),
+        plain_prompt(said["original_prompt"]),
         (Edit(plain_prompt(said["editing_prompt"]), defaults=suggested),), {}, place,
-        said["editing_type_id"], _runs(entry.get("mask")), f"{PICTURES}/{relative}",
+        said["editing_type_id"], _runs(fields.get("mask")), written_as=f"{PICTURES}/{relative}",
     )  # fmt: skip
 
 
@@ -113,7 +126,7 @@ def _string(entry: Mapping[str, Any], field: str) -> str:
 
 
 def _runs(value: Any) -> tuple[int, ...] | None:
-    if value is None or value == []:
+    if value is None:
         return None
     whole = isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
     if not whole or len(value) % 2:

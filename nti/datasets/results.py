@@ -8,16 +8,18 @@ summary.csv, sheet.png           once a run ends
 """
 
 import csv
+import hashlib
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from PIL import Image
 
 from nti.contact_sheet import contact_sheet
-from nti.datasets.addresses import Folder
-from nti.datasets.item import Problem
+from nti.datasets.addresses import Folder, is_remote, read_bytes
+from nti.datasets.item import Item, Problem
 from nti.datasets.work import Outcome
 from nti.files import encode_picture
 
@@ -26,6 +28,9 @@ __all__ = ["ITEMS", "Results", "RunError"]
 RUN, ITEMS, RESULT, SUMMARY, SHEET = "run.json", "items", "result.json", "summary.csv", "sheet.png"
 
 FORMAT = "nti-run-1"
+
+SAME = ("format", "settings", "weights", "computed", "captioner")
+"""What a run and the one that goes on with it have in common."""
 
 ON_SHEET = 24
 """Items that the contact sheet shows at most."""
@@ -46,35 +51,32 @@ class Results:
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
 
-    def begin(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Write what is asked for, or check that an earlier run was asked for the same.
-
-        Returns:
-            What the folder has: of an earlier run its own, as the batch counts, too.
+    def begin(self, asked: Mapping[str, Any]) -> None:
+        """Write what is asked for.
 
         Raises:
             RunError: another run's folder, or one that holds other things.
 
         """
         wanted: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **asked}))
-        data = self.folder.read(RUN)
-        if data is None:
+        if self.folder.read(RUN) is None:
             if others := sorted(n for n in self.folder.names("") if not n.startswith(".")):
                 raise RunError(
                     f"--output: got {self.folder.address}, which holds {others[0]} and no {RUN},"
                     " expected a new folder, or one of an earlier run"
                 )
-            self.folder.write(RUN, json.dumps(wanted, indent=2).encode())
-            return wanted
-        there = self.run()
-        for name in ("format", "settings", "weights", "computed"):
-            if there.get(name) != wanted.get(name):
-                raise RunError(
-                    f"{self.folder.address}: got results of another run ({name}"
-                    f" {_short(there.get(name))}), expected this one's"
-                    f" ({_short(wanted.get(name))}): repeat that run, or give another folder"
-                )
-        return there
+        else:
+            there = self.run()
+            for name in SAME:
+                if there.get(name) != wanted.get(name):
+                    raise RunError(
+                        f"{self.folder.address}: got results of another run ({name}"
+                        f" {_short(there.get(name))}), expected this one's"
+                        f" ({_short(wanted.get(name))}): repeat that run, or give another folder"
+                    )
+            if there == wanted:
+                return
+        self.folder.write(RUN, json.dumps(wanted, indent=2).encode())
 
     def run(self) -> dict[str, Any]:
         """Return what the run was asked for; RunError for a folder of none."""
@@ -104,10 +106,37 @@ class Results:
         return found if whole else None
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Yield what became of each item, in the order of their names."""
-        for id in sorted(self.folder.names(ITEMS)):
-            if (found := self.record(id)) is not None:
+        """Yield what became of each item that is done.
+
+        Those of the last run's manifest, in its order; of a run that has not ended all there are.
+        """
+        data = self.folder.read(SUMMARY)
+        if data is None:
+            ids = sorted(self.folder.names(ITEMS))
+        else:
+            lines = csv.DictReader(io.StringIO(data.decode(), newline=""))
+            ids = [line["id"] for line in lines if line["status"] == "done"]
+        for id in ids:
+            found = self.record(id)
+            if found is not None and found["status"] == "done":
                 yield found
+
+    def is_done(self, item: Item) -> bool:
+        """Whether an item was made as it is asked for now, from the same picture, and is whole.
+
+        A picture is looked at where it is on this machine. One that is gone counts as the same.
+        """
+        record = self.record(item.id)
+        if record is None or record["status"] != "done" or record["request"] != item.request:
+            return False
+        if not set(record["files"]) <= self.folder.names(f"{ITEMS}/{item.id}"):
+            return False
+        if any(self.folder.read(name) is None for name in record["written_as"]):
+            return False
+        if is_remote(item.image) or not os.path.isfile(item.image):
+            return True
+        digest = hashlib.sha256(read_bytes(item.image)).hexdigest()
+        return bool(digest == record["image_sha256"])
 
     def write(self, outcome: Outcome) -> None:
         """Write an item's results, its record last: without it they count as not there."""
@@ -165,7 +194,7 @@ def _row(record: Mapping[str, Any]) -> dict[str, Any]:
         **{name: record.get(name, "") for name in ("id", "type", "status", "prompt", "error")},
         "edited_prompts": " | ".join(edit["prompt"] for edit in edits),
         "method": record["settings"].get("method", "null-text"),
-        "editors": " | ".join(edit["settings"].get("editor", "p2p") for edit in edits),
+        "editors": " | ".join(str(edit["settings"].get("editor", "p2p")) for edit in edits),
         "psnr": record.get("psnr", ""),
         "iterations": record.get("iterations", ""),
         "inversion_seconds": seconds.get("inversion", ""),

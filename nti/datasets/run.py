@@ -14,13 +14,14 @@ from nti.arguments import a_whole_number
 from nti.config import ModelConfig
 from nti.datasets.addresses import LocalFolder, is_remote, open_folder
 from nti.datasets.batching import in_parts, measured_batch
-from nti.datasets.check import check
-from nti.datasets.fields import Given, invert_settings
+from nti.datasets.check import Checked, check
+from nti.datasets.fields import Given, edit_settings, invert_settings
 from nti.datasets.item import Item, Manifest, ManifestError
 from nti.datasets.results import Results, RunError
 from nti.datasets.work import Captioner, Keep, Outcome, Work, failed, make, read_work
 from nti.files import locked
 from nti.inversion.provenance import describe_versions
+from nti.inversion.source import fitted_size
 from nti.inversion.state import StateFile
 from nti.model import StableDiffusion
 
@@ -62,7 +63,9 @@ class Executor(Protocol):
     captioned: bool
 
     def describe(self) -> dict[str, Any]:
-        """Return `model`, its name; `weights`, a digest; `computed`, versions and the device."""
+        """Return `model`, its name, digests of `weights` and `captioner`, and `computed`: versions
+        and the device.
+        """
 
     def measured_batch(self, given: Given) -> int:
         """Return how many images fit into memory at once."""
@@ -97,12 +100,13 @@ class Here:
 
     def describe(self) -> dict[str, Any]:
         """Return what results depend on beside settings."""
-        return described(self.model)
+        digest = getattr(self.captioner, "digest", "given") if self.captioned else None
+        return {**described(self.model), "captioner": digest}
 
-    def measured_batch(self, given: Given) -> int:
-        """Return how many images fit into memory at once."""
+    def measured_batch(self, given: Given, sharing: int = 1) -> int:
+        """Return how many images fit into memory that so many processes share."""
         settings, places = invert_settings(given)
-        return measured_batch(self.model, settings, places.get("size"))
+        return measured_batch(self.model, settings, places.get("size"), sharing=sharing)
 
     def made(self, batches: Iterable[Sequence[Item]], keep: Keep) -> Iterator[list[Outcome]]:
         """Yield what became of each batch, in order."""
@@ -151,6 +155,7 @@ def run_manifest(
     batch: int | None = None,
     strict: bool = False,
     progress: Callable[[Progress], object] = lambda state: None,
+    say: Callable[[str], object] = lambda text: None,
     warn: Callable[[str], object] = lambda text: None,
 ) -> Summary:
     """Invert and edit every item, and keep each as soon as it is made.
@@ -166,9 +171,11 @@ def run_manifest(
         executor: who makes the items: `Here(model)`, or `nti.datasets.cluster.Cluster`.
         settings: of all items; see `nti.datasets.fields`.
         keep: what is kept beside pictures.
-        batch: items at once; None: as many as memory was measured to allow.
+        batch: items at once; None: as an earlier run had it, or as many as memory was measured to
+            allow.
         strict: make nothing where anything is wrong.
         progress: hears of every batch.
+        say: hears of each caption that was found.
         warn: hears of what is wrong with rows.
 
     Raises:
@@ -179,58 +186,75 @@ def run_manifest(
     """
     started = time.monotonic()
     given, keep = dict(settings or {}), keep or Keep()
-    invert_settings(given)  # of the run itself, before any item is looked at
-    items, bad, doubts = check(
-        manifest, given, executor.config, captioned=executor.captioned, strict=strict
-    )
-    wrong = [*manifest.problems, *(problem for _, problem in bad)]
-    if strict and wrong:
-        raise ManifestError("; ".join(str(problem) for problem in wrong))
-    for problem in [*wrong, *doubts]:
-        warn(str(problem))
+    _, places = invert_settings(given)  # of the run itself, before any item is looked at
+    fitted_size(executor.config, (8, 8), places.get("size"))
+    edit_settings(given)
     folder = open_folder(str(output))
     results = Results(folder)
+    checked = check(
+        manifest, given, executor.config, captioned=executor.captioned, strict=strict,
+        is_done=results.is_done,
+    )  # fmt: skip
+    wrong = [*manifest.problems, *(problem for _, problem in checked.bad)]
+    if strict and wrong:
+        raise ManifestError("; ".join(str(problem) for problem in wrong))
+    for problem in [*wrong, *checked.doubts]:
+        warn(str(problem))
+    folder.prepare()
     with _alone(folder):
         size = results.batch if batch is None else a_whole_number("batch", batch, 1)
+        size = executor.measured_batch(given) if size is None else size
         asked = {
             "manifest": manifest.address,
             "settings": {**given, "keep": asdict(keep)},
-            "batch": executor.measured_batch(given) if size is None else size,
+            "batch": size,
             **executor.describe(),
         }
-        size = int(results.begin(asked)["batch"])
-        for item, problem in bad:
-            results.write(failed(item, str(problem)))
-        state = _Count(results, items, len(wrong))
-        for outcomes in executor.made(state.batches(size), keep):
+        results.begin(asked)
+        for item, problem in checked.bad:
+            results.write(failed(item, f"{problem.field}: {problem.message}"))
+        count = _Count(results, manifest, checked, len(wrong))
+        for outcomes in executor.made(count.batches(size), keep):
             for outcome in outcomes:
-                if outcome.id in state.missing:
+                if outcome.id in count.missing:
                     results.write(outcome)
-                    state.count(outcome)
-            progress(state.progress())
-        results.finish(
-            [each.id for each in (*items, *(item for item, _ in bad))], manifest.problems
-        )
+                    count.count(outcome)
+                    if outcome.id in count.captioned:
+                        say(f"{outcome.id}: {outcome.record['prompt']}")
+            progress(count.progress())
+        results.finish([item.id for item in manifest.items], manifest.problems)
     seconds = time.monotonic() - started
-    return Summary(state.done, state.failed, state.made, seconds, folder.address)
+    return Summary(count.done, count.failed, count.made, seconds, folder.address)
 
 
 class _Count:
     """Which items are missing, and how fast they come."""
 
-    def __init__(self, results: Results, items: Sequence[Item], failed: int) -> None:
-        self.items, self.failed, self.made = items, failed, 0
-        self.total = len(items) + failed
-        self.missing = {item.id for item in items if not _is_done(results, item)}
-        self.done = len(items) - len(self.missing)
-        self._before = len(self.missing)
+    def __init__(self, results: Results, manifest: Manifest, checked: Checked, failed: int) -> None:
+        order = {item.id: number for number, item in enumerate(manifest.items)}
+        self.items = sorted(checked.items, key=lambda item: order[item.id])
+        self.failed, self.made = failed, 0
+        self.total = len(self.items) + failed
+        self.missing = {item.id for item in checked.good}
+        self.captioned = {item.id for item in checked.good if item.prompt is None}
+        self.done = len(checked.done)
+        self._results, self._before = results, len(self.missing)
         self._started = time.monotonic()
 
     def batches(self, size: int) -> Iterator[Sequence[Item]]:
-        """Yield the batches in which any item is missing, whole."""
+        """Yield the batches in which any item is missing: whole, so that a run that was stopped
+        gives the same, but where all that is missing has failed before.
+        """
         for batch in batched(self.items, size):
-            if any(item.id in self.missing for item in batch):
+            missing = [item for item in batch if item.id in self.missing]
+            if missing and all(self._has_failed(item) for item in missing):
+                yield missing
+            elif missing:
                 yield batch
+
+    def _has_failed(self, item: Item) -> bool:
+        record = self._results.record(item.id)
+        return record is not None and record["status"] == "failed"
 
     def count(self, outcome: Outcome) -> None:
         """Count an outcome that was written."""
@@ -246,11 +270,6 @@ class _Count:
         each = (time.monotonic() - self._started) / max(1, self.made)
         left = each * (self._before - self.made)
         return Progress(self.done, self.failed, self.total, 60.0 / each if self.made else 0.0, left)
-
-
-def _is_done(results: Results, item: Item) -> bool:
-    record = results.record(item.id)
-    return record is not None and record["status"] == "done" and record["request"] == item.request
 
 
 def batched(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

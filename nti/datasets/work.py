@@ -78,12 +78,15 @@ class Outcome:
 
 
 def read_work(item: Item) -> Work:
-    """Read an item's files."""
-    try:
-        mask = read_bytes(item.mask) if isinstance(item.mask, str) else None
-        return Work(item, item.request, read_bytes(item.image), mask)
-    except (OSError, ValueError) as error:
-        return Work(item, item.request, error=f"{item.place}: image: {error}")
+    """Read an item's files; what cannot be read is told where the item is made."""
+    read: dict[str, bytes | None] = {"image": b"", "mask": None}
+    for name, address in (("image", item.image), ("mask", item.mask)):
+        if isinstance(address, str):
+            try:
+                read[name] = read_bytes(address)
+            except (OSError, ValueError) as error:
+                return Work(item, item.request, error=f"{name}: {error}")
+    return Work(item, item.request, read["image"] or b"", read["mask"])
 
 
 def make(
@@ -123,7 +126,8 @@ def make(
 
 def failed(item: Item, error: BaseException | str) -> Outcome:
     """Return the record of an item that could not be made."""
-    told = error if isinstance(error, str) else f"{item.place}: {error or type(error).__name__}"
+    told = str(error) or type(error).__name__
+    told = told if told.startswith(item.place) else f"{item.place}: {told}"
     record = {**_asked(item, item.request), "status": "failed", "error": " ".join(told.split())}
     if isinstance(error, BaseException) and not isinstance(error, ValueError | OSError):
         record["traceback"] = "".join(traceback.format_exception(error))
@@ -139,17 +143,16 @@ def _captioned(
         item = work.item
         try:
             if work.error:
-                raise OSError(work.error)
+                raise ValueError(work.error)
             if item.prompt is None:
                 if captioner is None:
                     raise ValueError(
-                        f"{item.place}: prompt: got none, expected what the image shows; or a"
-                        " captioner"
+                        "prompt: got none, expected what the image shows; or a captioner"
                     )
                 item = replace(item, prompt=captioner([open_image(work.image)])[0])
             ready.append(replace(work, item=item))
         except (ValueError, OSError) as error:
-            refused[item.id] = failed(item, str(error))
+            refused[item.id] = failed(item, error)
     return ready, refused
 
 
@@ -235,7 +238,10 @@ def _asked(item: Item, request: str) -> dict[str, Any]:
 def _mask(work: Work) -> Image.Image | None:
     """Return the mask as it was given, white where to edit; None where there is none."""
     if work.mask is not None:
-        return open_image(work.mask).convert("L")
+        try:
+            return open_image(work.mask).convert("L")
+        except ValueError as error:
+            raise ValueError(f"mask: {str(error).removeprefix('image: ')}") from error
     if isinstance(work.item.mask, tuple):
         return as_picture(decode_mask(work.item.mask))
     return None

@@ -3,6 +3,8 @@
 An edit can change what its caption names. So a caption is short and plain, and names the things.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,10 @@ class Caption:
 
 class Captioner(Protocol):
     """Says what pictures show."""
+
+    @property
+    def digest(self) -> str:
+        """Of all that its captions depend on."""
 
     def __call__(self, pictures: Sequence[Image.Image]) -> list[str]:
         """Return the best caption of each picture."""
@@ -67,6 +73,15 @@ def captioner_of(
 
 class _Each:
     """The best caption of each picture."""
+
+    _clip: Clip
+    _candidates: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """Of the weights and the candidates."""
+        told = json.dumps([type(self).__name__, self._clip.digest, self._candidates])
+        return hashlib.sha256(told.encode()).hexdigest()[:24]
 
     def __call__(self, pictures: Sequence[Image.Image]) -> list[str]:
         """Return the best caption of each picture."""

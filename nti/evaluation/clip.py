@@ -1,8 +1,11 @@
 """CLIP by open_clip, from a file or folder of this machine."""
 
+import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,15 @@ class Clip:
     tokenize: Callable[[Sequence[str]], Tensor]
     config: dict[str, Any]
     """What its `open_clip_config.json` says, or nothing."""
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the weights, by some values of each."""
+        found = hashlib.sha256()
+        for name, weight in sorted(self.model.state_dict().items()):
+            some = weight.flatten()[:: max(1, weight.numel() // 8)].double()
+            found.update(f"{name} {tuple(weight.shape)} {some.tolist()}".encode())
+        return found.hexdigest()[:24]
 
     @property
     def captions(self) -> bool:
@@ -82,11 +94,14 @@ def load_clip(path: str | Path | None, name: str | None = None) -> Clip:
         )
     else:
         what, weights, config = name, str(path), {}
+    handlers = list(logging.root.handlers)
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(what, pretrained=weights)
         tokenize = open_clip.get_tokenizer(what)
     except Exception as error:  # whatever a file leads PyTorch and open_clip to
         raise ValueError(f"{path}: not a model that open_clip can load ({error})") from error
+    finally:
+        logging.root.handlers[:] = handlers  # open_clip logs there, which sets one up
     return Clip(model.eval().requires_grad_(False), preprocess, tokenize, config)
 
 

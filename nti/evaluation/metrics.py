@@ -84,7 +84,7 @@ class Metrics:
         """
         if case.edited.size != case.source.size:
             raise ValueError(
-                f"{case.id}: got an edit of {case.edited.width}x{case.edited.height} pixels,"
+                f"got an edit of {case.edited.width}x{case.edited.height} pixels,"
                 f" expected {case.source.width}x{case.source.height}, as the source has"
             )
         source, edited, mask = _unit(case.source), _unit(case.edited), _mask(case)

@@ -8,11 +8,20 @@ import torch
 from torch import Tensor
 
 from nti.arguments import a_text, a_whole_number, shown
+from nti.config import ModelConfig
 from nti.image import ImageLike, Placement, fit_image, load_image, open_image
 from nti.inversion.provenance import image_digest
 from nti.model import StableDiffusion
 
-__all__ = ["Size", "Source", "fitted_image", "read_sources", "stacked", "width_and_height"]
+__all__ = [
+    "Size",
+    "Source",
+    "fitted_image",
+    "fitted_size",
+    "read_sources",
+    "stacked",
+    "width_and_height",
+]
 
 Size = int | tuple[int, int] | Literal["native"]
 """The side of a square, (width, height), or the image's own size, each side rounded to the model's
@@ -103,8 +112,19 @@ def fitted_image(
             raise ValueError(f"size: got {size!r} for a tensor, expected none: it is taken as is")
         return load_image(image, config.image_size), None
     upright = open_image(image)
+    placement = Placement.create(upright.size, fitted_size(config, upright.size, size), fit)
+    return fit_image(upright, placement), placement
+
+
+def fitted_size(
+    config: ModelConfig, upright: tuple[int, int], size: Size | None
+) -> tuple[int, int]:
+    """Return the (width, height) that an upright image of a (width, height) comes to.
+
+    ValueError for a size that the model does not take.
+    """
     size = config.image_size if size is None else size
-    wanted = upright.size if size == "native" else size
+    wanted = upright if size == "native" else size
     width, height = width_and_height(wanted, " or 'native'")
     multiple = config.granularity
     nearest = tuple(max(1, round(side / multiple)) * multiple for side in (width, height))
@@ -113,5 +133,4 @@ def fitted_image(
             f"size: got {width}x{height}, expected multiples of {multiple}, which {config.name}"
             f" needs; the nearest are {nearest[0]}x{nearest[1]}"
         )
-    placement = Placement.create(upright.size, (nearest[0], nearest[1]), fit)
-    return fit_image(upright, placement), placement
+    return nearest[0], nearest[1]

@@ -10,6 +10,7 @@ from PIL import Image
 from nti import Inversion
 from nti.cli import main
 from nti.cli.run import SOME_FAILED
+from nti.datasets.manifest import read_manifest
 from nti.demo import sample_captions, sample_image
 from sample import FEW
 from world import write_manifest, write_pie_bench, write_rows
@@ -134,6 +135,17 @@ def test_pictures_in_pie_benchs_layout_are_measured(
     assert float(again["mine|psnr_unedit_part"]) == pytest.approx(
         float(first["mine|psnr_unedit_part"]), abs=0.1
     )
+    path.write_bytes(b"nothing")  # one that cannot be read does not take the others along
+    assert main(["evaluate", str(out), "--pie-bench", str(pie)]) == 0
+    assert "000000000000: not measured" in capsys.readouterr().err
+    with (out / "metrics.csv").open(newline="") as file:
+        assert [row["mine|mse_unedit_part"] == "nan" for row in csv.DictReader(file)] == [
+            True,
+            False,
+        ]
+    assert (
+        main(["evaluate", str(tmp_path / "nowhere")]) == 2 and not (tmp_path / "nowhere").exists()
+    )
     capsys.readouterr()
     assert main(["evaluate", str(tmp_path / "pie"), "--pie-bench", str(out)]) == 2
     assert main(["evaluate", str(pie)]) == 2
@@ -152,6 +164,10 @@ def test_captions_are_printed_and_saved(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["caption", images[0], "--top", "3"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert main(["caption", *images, "-o", str(out)]) == 0  # its own result
+    (tmp_path / "broken.png").write_bytes(b"nothing")
+    twice = [images[0], images[0], str(tmp_path / "broken.png")]
+    assert main(["caption", *twice, "-o", str(out)]) == SOME_FAILED
+    assert [item.id for item in read_manifest(out).items] == ["purple-circle", "purple-circle-2"]
     (tmp_path / "x.csv").write_text("mine")
     assert main(["caption", *images, "-o", str(tmp_path / "x.csv")]) == 2
 

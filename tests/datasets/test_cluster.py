@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import psutil
@@ -110,22 +111,41 @@ def test_an_item_that_kills_its_workers_fails_alone(
 def test_a_file_that_a_node_lacks_is_fetched(workers: Cluster, tmp_path: Path) -> None:
     here = tmp_path / "here.bin"
     here.write_bytes(b"abc")
-    assert cluster._fetched({str(here): (3, ray.put(b"abc"))})(str(here)) == str(here)
-    lacking = cluster._fetched({"/nowhere/x.bin": (3, ray.put(b"xyz"))})
-    path = Path(lacking("/nowhere/x.bin"))
-    assert path.read_bytes() == b"xyz" and lacking(None) is None
+
+    def fetched(name: str, data: bytes) -> Path:
+        found = cluster._fetched({name: (sha256(data).hexdigest(), ray.put(data))})
+        assert found(None) is None
+        return Path(found(name))
+
+    assert fetched(str(here), b"abc") == here
+    path = fetched("/nowhere/x.bin", b"xyz")
+    assert path.read_bytes() == b"xyz"
     before = path.stat().st_mtime_ns
-    assert (
-        Path(cluster._fetched({"/nowhere/x.bin": (3, ray.put(b"xyz"))})("/nowhere/x.bin")) == path
-    )
-    assert path.stat().st_mtime_ns == before
+    assert fetched("/nowhere/x.bin", b"xyz") == path and path.stat().st_mtime_ns == before
+    # Another file of the same name and size is another file.
+    assert fetched("/nowhere/x.bin", b"uvw").read_bytes() == b"uvw"
+    assert fetched(str(here), b"abd").read_bytes() == b"abd" and here.read_bytes() == b"abc"
+    both = {f"/nowhere/m/{n}": (sha256(n.encode()).hexdigest(), ray.put(n.encode())) for n in "ab"}
+    folder = Path(cluster._fetched(both)("/nowhere/m"))
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "b"]
 
 
 def test_workers_that_cannot_start_say_why(workers: Cluster) -> None:
+    with pytest.raises(ValueError, match="workers: got 0"):
+        Cluster("auto", REQUEST, workers=0)
     with pytest.raises(ClusterError, match=r"a worker cannot start: .*backend: got 'nonsense'"):
         Cluster("auto", ModelRequest(device="cpu", backend="nonsense"), workers=1)
     with pytest.raises(ClusterError, match="smaller --cpus-per-worker"):
         Cluster("auto", REQUEST, cpus_per_worker=10_000)
+
+
+def test_an_item_has_as_many_retries_as_it_may(manifest: Manifest) -> None:
+    batch = cluster._Batch(manifest.items[:2])
+    first = batch.after_death(2)
+    assert [each.items for each in first] == [(item,) for item in manifest.items[:2]]
+    (second,) = first[0].after_death(2)
+    assert second.deaths == 2 and second.after_death(2) == [] == batch.after_death(0)
+    assert batch.singles() and first[0].singles() == []
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from nti.datasets.fields import EDIT, INVERSION
 from nti.datasets.item import ManifestError
 from nti.datasets.manifest import read_manifest
 from world import write_rows
@@ -109,6 +110,7 @@ def test_a_second_item_of_the_same_id_is_refused(tmp_path: Path) -> None:
     [
         ("m.csv", "picture,prompt\na,b\n", "got the column 'picture'"),
         ("m.csv", "id,prompt\na,b\n", "got the columns id, prompt, expected one named image"),
+        ("m.csv", "image,prompt,prompt\na,b,c\n", "got the column 'prompt' twice"),
         ("m.csv", "image\n", "got no row"),
         ("m.csv", "", "got the columns none"),
         ("m.txt", "image\n", "expected one of them"),
@@ -129,6 +131,31 @@ def test_a_manifest_that_is_not_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "bytes.csv").write_bytes(b"image\n\xff\xfe\n")
     with pytest.raises(ManifestError, match="not UTF-8"):
         read_manifest(tmp_path / "bytes.csv")
+
+
+def test_a_row_that_is_no_csv_is_named_and_those_before_it_are_read(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text('image,prompt\na.png,p\nb.png,"x"y\nc.png,p\n')
+    found = read_manifest(tmp_path / "m.csv")
+    assert [item.id for item in found.items] == ["a"]
+    assert found.problems[0].place.endswith("row 2")
+
+
+def test_marks_and_ends_of_lines_of_other_systems_are_read(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "IMG (1).png")
+    (tmp_path / "IMG (1).txt").write_bytes("\ufeffa cat\r\n".encode())
+    (item,) = read_manifest(tmp_path).items
+    assert (item.id, item.prompt) == ("IMG (1)", "a cat")
+    (tmp_path / "IMG (1).txt").write_bytes(b"a caf\xe9")
+    (problem,) = read_manifest(tmp_path).problems
+    assert (problem.field, problem.id) == ("prompt", "IMG (1)")
+    row = json.dumps({"image": "a.png", "prompt": "a\u2028cat"}, ensure_ascii=False)
+    (item,) = read_manifest(lines(tmp_path / "m.jsonl", row)).items
+    assert item.prompt == "a\u2028cat"
+
+
+def test_no_name_means_two_things() -> None:
+    assert not set(INVERSION) & set(EDIT)
+    assert {"edit_guidance_scale", "edit_seed", "edit_learning_rate"} <= set(EDIT)
 
 
 def test_an_image_may_be_at_an_address(tmp_path: Path) -> None:

@@ -89,6 +89,34 @@ def test_a_wrong_entry_is_named(field: str, value: object, tmp_path: Path) -> No
     assert found.problems[0].field == field and "000000000001" in found.problems[0].place
 
 
+def test_ids_are_names_of_folders_and_stand_there_once(tmp_path: Path) -> None:
+    folder = write_pie_bench(tmp_path / "pie", 1)
+    entry = json.dumps(next(iter(json.loads((folder / MAPPING).read_text()).values())))
+    (folder / MAPPING).write_text(f'{{"1": {entry}, "../../x": {entry}, "1": {entry}}}')
+    found = read_manifest(folder)
+    assert [item.id for item in found.items] == ["1"]
+    assert [problem.field for problem in found.problems] == ["id", "id"]
+    assert "twice" in found.problems[1].message
+
+
+def test_a_suggestion_that_does_not_fit_is_left_out(
+    embedded: StableDiffusion, tmp_path: Path
+) -> None:
+    folder = write_pie_bench(tmp_path / "pie", 1)
+    entries = json.loads((folder / MAPPING).read_text())
+    entries["000000000000"] |= {"blended_word": "cat dog", "mask": []}
+    (folder / MAPPING).write_text(json.dumps(entries))
+    heard: list[str] = []
+    out = tmp_path / "out"
+    summary = run_manifest(
+        read_manifest(folder), out, Here(embedded), settings=FAST, warn=heard.append
+    )
+    assert (summary.done, summary.failed) == (1, 0)
+    assert any("blend: " in line and line.endswith("left out") for line in heard)
+    with Image.open(out / "items/000000000000/mask.png") as mask:
+        assert mask.getextrema() == (0, 0)  # a border of a quarter of a pixel at this size
+
+
 def test_a_mapping_that_is_none_is_refused(tmp_path: Path) -> None:
     for text in ("[]", "{", "[" * 100_000):
         (tmp_path / MAPPING).write_text(text)

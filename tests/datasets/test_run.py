@@ -48,7 +48,9 @@ def manifest_of(folder: Path, *changes: dict[str, Any], count: int = 4) -> Manif
 
 
 def records(out: Path) -> dict[str, dict[str, Any]]:
-    return {r["id"]: r for r in Results(open_folder(str(out))).records()}
+    results = Results(open_folder(str(out)))
+    found = {path.name: results.record(path.name) for path in (out / "items").glob("*")}
+    return {id: record for id, record in found.items() if record is not None}
 
 
 def test_each_item_is_kept_with_what_made_it(model: StableDiffusion, folder: Path) -> None:
@@ -185,6 +187,156 @@ def test_items_that_fail_do_not_stop_the_others(model: StableDiffusion, folder: 
     assert len(heard) == 2 and all("m.csv: row" in line for line in heard)
 
 
+def test_what_is_done_stays_done_where_its_row_can_no_longer_be_made(
+    model: StableDiffusion, folder: Path
+) -> None:
+    out, manifest = folder / "out", manifest_of(folder, count=2)
+    run_manifest(manifest, out, Here(model), settings=FAST)
+    (folder / "1.png").rename(folder / "away.png")
+    summary = run_manifest(manifest, out, Here(model), settings=FAST)
+    assert (summary.done, summary.failed, summary.made) == (2, 0, 0)
+    (folder / "2.png").rename(folder / "1.png")  # another picture of the same name
+    assert run_manifest(manifest, out, Here(model), settings=FAST).made == 1
+
+
+def test_a_picture_that_is_gone_is_made_again(model: StableDiffusion, folder: Path) -> None:
+    out, manifest = folder / "out", manifest_of(folder, count=2)
+    run_manifest(manifest, out, Here(model), settings=FAST)
+    (out / "items/1/edit-1.png").unlink()
+    assert run_manifest(manifest, out, Here(model), settings=FAST).made == 1
+
+
+def test_another_working_folder_is_the_same_run(
+    model: StableDiffusion, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest_of(folder, count=1)
+    run_manifest(read_manifest(folder / "m.csv"), folder / "out", Here(model), settings=FAST)
+    monkeypatch.chdir(folder)
+    again = run_manifest(read_manifest("m.csv"), folder / "out", Here(model), settings=FAST)
+    assert again.made == 0
+
+
+@pytest.mark.parametrize("editor", [5, None, True, ["p2p"], {}], ids=str)
+def test_an_editor_that_is_no_text_fails_its_item(
+    editor: object, model: StableDiffusion, folder: Path
+) -> None:
+    edits = [{"prompt": "a dog on a mat", "editor": editor}]
+    rows = [{"image": "0.png", "prompt": "a cat on a mat", "edits": edits}]
+    rows += [{"image": "1.png", "prompt": "a cat on a mat"}]
+    (folder / "m.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    manifest = read_manifest(folder / "m.jsonl")
+    summary = run_manifest(manifest, folder / "out", Here(model), settings=FAST)
+    assert (summary.done, summary.failed) == (1, 1)
+    assert "line 1: editor: got" in records(folder / "out")["0"]["error"]
+    assert (folder / "out/summary.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"edit_guidance_scale": "x"}, "edit_guidance_scale"),
+        ({"size": "[1, 2]"}, "size"),
+        ({"fit": "bogus"}, "fit"),
+        ({"proximal": "x"}, "proximal"),
+        ({"strength": "2", "editor": "sdedit"}, "strength"),
+        ({"learning_rate": "fast"}, "learning_rate"),
+        ({"mask": "nowhere.png"}, "mask"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_a_wrong_setting_is_named_before_the_work(
+    change: dict[str, str], field: str, model: StableDiffusion, folder: Path
+) -> None:
+    heard: list[str] = []
+    manifest = manifest_of(folder, change, count=1)
+    run_manifest(manifest, folder / "out", Here(model), settings=FAST, warn=heard.append)
+    assert f"m.csv: row 1: {field}: " in heard[0]
+    assert f"row 1: {field}: " in records(folder / "out")["0"]["error"]
+
+
+def test_settings_of_the_run_are_looked_at_first(model: StableDiffusion, folder: Path) -> None:
+    for settings in ({"fit": "bogus"}, {"size": 60}, {"strength": 0.5}, {"editor": "x"}):
+        with pytest.raises(ValueError, match=f"^{next(iter(settings))}: got"):
+            run_manifest(manifest_of(folder), folder / "out", Here(model), settings=settings)
+    assert not (folder / "out").exists()
+
+
+def test_what_only_the_runs_editor_reads_is_not_for_others(
+    model: StableDiffusion, folder: Path
+) -> None:
+    manifest = manifest_of(folder, {"editor": "sdedit"}, {"method": "ddim"}, count=2)
+    settings = {**FAST, "cross_replace": 0.4, "learning_rate": 0.01}
+    summary = run_manifest(manifest, folder / "out", Here(model), settings=settings)
+    assert (summary.done, summary.failed) == (2, 0)
+    found = records(folder / "out")
+    assert found["0"]["edits"][0]["settings"] == {"editor": "sdedit"}
+    assert found["1"]["settings"] == {"steps": 2, "method": "ddim"}
+
+
+def test_strict_reads_images_and_masks(model: StableDiffusion, folder: Path) -> None:
+    (folder / "broken.png").write_bytes((folder / "0.png").read_bytes()[:200])
+    Image.new("L", (30, 20)).save(folder / "small.png")
+    rows = ({"image": "broken.png"}, {"mask": "broken.png"}, {"mask": "small.png"})
+    with pytest.raises(
+        ManifestError, match=r"row 1: image: .*row 2: mask: .*row 3: mask: got 30x20 pixels"
+    ):
+        run_manifest(manifest_of(folder, *rows), folder / "out", Here(model), strict=True)
+
+
+def test_a_neighbour_that_fails_does_not_cost_the_others_again(
+    model: StableDiffusion, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "1.png").write_bytes(b"nothing")
+    out, manifest = folder / "out", manifest_of(folder)
+    run_manifest(manifest, out, Here(model), settings=FAST, batch=4)
+    real, sizes = nti.datasets.work.invert_batch, []
+
+    def counted(model: Any, images: Sequence[Any], *rest: Any, **named: Any) -> Any:
+        sizes.append(len(images))
+        return real(model, images, *rest, **named)
+
+    monkeypatch.setattr(nti.datasets.work, "invert_batch", counted)
+    run_manifest(manifest, out, Here(model), settings=FAST, batch=4)
+    assert sizes == [1]
+
+
+def test_another_batch_may_be_asked_for(model: StableDiffusion, folder: Path) -> None:
+    out, manifest = folder / "out", manifest_of(folder, count=1)
+    run_manifest(manifest, out, Here(model), settings=FAST, batch=4)
+    run_manifest(manifest_of(folder), out, Here(model), settings=FAST, batch=1)
+    assert json.loads((out / "run.json").read_text())["batch"] == 1
+
+
+def test_another_captioner_is_another_run(model: StableDiffusion, folder: Path) -> None:
+    class Captioner:
+        def __init__(self, digest: str) -> None:
+            self.digest = digest
+
+        def __call__(self, pictures: Sequence[Image.Image]) -> list[str]:
+            return ["a cat on a mat"] * len(pictures)
+
+    manifest, said = manifest_of(folder, {"prompt": ""}, count=1), []
+    first = Here(model, captioner=Captioner("a"))
+    run_manifest(manifest, folder / "out", first, settings=FAST, say=said.append)
+    assert said == ["0: a cat on a mat"]
+    with pytest.raises(RunError, match="captioner"):
+        run_manifest(manifest, folder / "out", Here(model, captioner=Captioner("b")), settings=FAST)
+
+
+def test_a_remote_image_that_fails_fails_alone(
+    model: StableDiffusion, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken:
+        def cat_file(self, path: str) -> bytes:
+            raise RuntimeError("status 500")
+
+    monkeypatch.setattr(nti.datasets.addresses, "_system", lambda address: (Broken(), address))
+    manifest = manifest_of(folder, {"image": "http://somewhere/a.png"}, count=2)
+    summary = run_manifest(manifest, folder / "out", Here(model), settings=FAST)
+    assert (summary.done, summary.failed) == (1, 1)
+    assert "image: http://somewhere/a.png: cannot be read" in records(folder / "out")["a"]["error"]
+
+
 def test_a_failed_item_is_tried_again(model: StableDiffusion, folder: Path) -> None:
     out, good = folder / "out", (folder / "1.png").read_bytes()
     (folder / "1.png").write_bytes(b"nothing")
@@ -223,7 +375,8 @@ def test_words_that_a_small_model_does_not_know_are_told(
     heard: list[str] = []
     manifest = manifest_of(folder, count=1)
     run_manifest(manifest, folder / "out", Here(embedded), settings=FAST, warn=heard.append)
-    assert "row 1: prompt: shapes was never trained on 'cat', 'dog', 'mat'" in heard[0]
+    assert "row 1: prompt: shapes was never trained on 'cat', 'mat'" in heard[0]
+    assert "row 1: edited_prompts: shapes was never trained on 'dog', 'mat'" in heard[1]
     with pytest.raises(ManifestError, match="row 1: prompt"):
         run_manifest(manifest, folder / "o", Here(embedded), settings=FAST, strict=True)
 

@@ -112,7 +112,7 @@ def test_what_lacks_weights_is_left_out() -> None:
 
 
 def test_pictures_of_other_sizes_are_refused() -> None:
-    with pytest.raises(ValueError, match="x: got an edit of 32x32 pixels, expected 64x64"):
+    with pytest.raises(ValueError, match="got an edit of 32x32 pixels, expected 64x64"):
         Metrics()(case(noise(0), noise(0, 32), None))
 
 
