@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from manifest import write_manifest as write_scenes
 from nti import Inversion
 from nti.cli import main
 from nti.cli.run import SOME_FAILED
@@ -150,6 +151,25 @@ def test_pictures_in_pie_benchs_layout_are_measured(
     assert main(["evaluate", str(tmp_path / "pie"), "--pie-bench", str(out)]) == 2
     assert main(["evaluate", str(pie)]) == 2
     assert "got no run.json" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_twenty_scenes_go_from_a_manifest_to_a_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the committed rows of 200, in small."""
+    manifest, out = write_scenes(tmp_path / "world", 20), tmp_path / "out"
+    settings = [*FEW, "--method", "null-text-fast"]
+    assert main(["run", str(manifest), "-o", str(out), *settings, "-q"]) == 0
+    assert main(["evaluate", str(out)]) == 0
+    table = capsys.readouterr().out
+    for kind in ("background", "colour", "pattern", "shape"):
+        assert f"| {kind} | 5 |" in table
+    with (out / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    key = "null-text-fast+p2p|"
+    kept = [float(row[f"{key}psnr_unedit_part"]) for row in rows]
+    like = [float(row[f"{key}clip_similarity_source_image"]) for row in rows]
+    assert len(rows) == 20 and sum(kept) / 20 > 18 and sum(like) / 20 > 90
 
 
 def test_captions_are_printed_and_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
