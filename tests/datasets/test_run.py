@@ -153,6 +153,24 @@ def test_a_run_that_ends_at_any_write_goes_on_to_the_same(
     assert kept == {id: (out / f"items/{id}/result.json").stat().st_mtime_ns for id in done}
 
 
+def test_a_batch_that_was_not_finished_is_made_whole(
+    model: StableDiffusion, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a batch's images round to may depend on how many they are."""
+    out, manifest = folder / "out", manifest_of(folder)
+    run_manifest(manifest, out, Here(model), settings=FAST, batch=2)
+    (out / "items/1/result.json").unlink()
+    real, sizes = nti.datasets.work.invert_batch, []
+
+    def counted(model: Any, images: Sequence[Any], *rest: Any, **named: Any) -> Any:
+        sizes.append(len(images))
+        return real(model, images, *rest, **named)
+
+    monkeypatch.setattr(nti.datasets.work, "invert_batch", counted)
+    assert run_manifest(manifest, out, Here(model), settings=FAST, batch=2).made == 1
+    assert sizes == [2]
+
+
 def test_a_record_that_is_cut_short_counts_as_none(model: StableDiffusion, folder: Path) -> None:
     out, manifest = folder / "out", manifest_of(folder, count=2)
     run_manifest(manifest, out, Here(model), settings=FAST)

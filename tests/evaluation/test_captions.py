@@ -169,7 +169,7 @@ def test_more_beams_find_a_likelier_caption(coca: Path) -> None:
     clip = load_clip(coca)
     picture = Image.new("RGB", (32, 32), "blue")
     one, many = (Writer(clip, beams=n).ranked(picture, 1)[0].score for n in (1, 6))
-    assert many >= one
+    assert many > one
     assert isinstance(captioner_of(coca), Writer)
 
 
