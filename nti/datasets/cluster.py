@@ -4,24 +4,20 @@ The driver reads manifests and images, hands batches out, and writes results; wo
 the images nor the folder. A worker that dies is replaced, and what it was at is handed out again.
 """
 
-import hashlib
 import logging
-import os
 import socket
-import tempfile
 import time
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from nti.arguments import a_whole_number
 from nti.datasets.fields import Given
 from nti.datasets.item import Item
+from nti.datasets.node_files import fetched, shared
 from nti.datasets.work import Keep, Outcome, Work, failed, read_work
-from nti.files import locked, write_file
 from nti.model import locate
 
 __all__ = ["Cluster", "ClusterError", "ModelRequest"]
@@ -92,7 +88,7 @@ class Cluster:
         a_whole_number("cpus_per_worker", cpus_per_worker, 1)
         _, self.config = locate(request.checkpoint, request.vae)
         self.captioned = request.captioned
-        self._files = self._shared([request.checkpoint, request.vae, request.captioner])
+        self._files = shared([request.checkpoint, request.vae, request.captioner])
         room = self._ray.cluster_resources()
         gpus = int(room.get("GPU", 0)) if request.device in (None, "cuda") else 0
         self._each = {"num_gpus": 1 if gpus else 0, "num_cpus": cpus_per_worker}
@@ -204,18 +200,6 @@ class Cluster:
         worker = self._ray.remote(**self._each, max_restarts=0)(_Worker)
         return worker.remote(self._request, self._files, self._each["num_cpus"])
 
-    def _shared(self, paths: Sequence[str | None]) -> dict[str, Any]:
-        """Put files where each node can fetch them once, by the names that they have here."""
-        found: dict[str, Any] = {}
-        for given in filter(None, paths):
-            path = Path(given)
-            for file in [path] if path.is_file() else sorted(path.rglob("*")):
-                if file.is_file():
-                    data = file.read_bytes()
-                    digest = hashlib.sha256(data).hexdigest()
-                    found[str(file)] = (digest, self._ray.put(data))
-        return found
-
 
 class _Crew:
     """Workers that wait for work, and those that are starting."""
@@ -293,7 +277,7 @@ class _Worker:
         from nti.model import load_model
 
         torch.set_num_threads(threads)
-        here = _fetched(files)
+        here = fetched(files)
         dtype = None if request.dtype is None else getattr(torch, request.dtype)
         model = load_model(
             here(request.checkpoint), vae=here(request.vae), device=request.device, dtype=dtype,
@@ -314,54 +298,6 @@ class _Worker:
 
     def make(self, works: Sequence[Work], keep: Keep) -> list[Outcome]:
         return self.here.make(works, keep)
-
-
-def _fetched(files: Mapping[str, Any]) -> Any:
-    """Return what gives a file's name on this node: its own, or that of a copy.
-
-    A node whose own file is missing or another one fetches it once, whichever of its workers is
-    first. Copies are known by their contents, and stay for later runs.
-    """
-    import ray
-
-    places = {}
-    for name, (digest, _) in files.items():
-        places[name] = name
-        if os.path.isfile(name) and _digest(Path(name)) == digest:
-            continue
-        told = hashlib.sha256("\n".join(f"{n} {d}" for n, (d, _) in sorted(files.items())).encode())
-        folder = Path(tempfile.gettempdir()) / f"nti-{told.hexdigest()[:24]}"
-        folder.mkdir(exist_ok=True)
-        places = {each: str(folder / each.lstrip("/")) for each in files}
-        _fetch(folder, files, places, ray)
-        break
-
-    def here(name: str | None) -> str | None:
-        if name is None or name in places:
-            return None if name is None else places[name]
-        # A folder of files: it lies where they do.
-        inside = next((n for n in places if n.startswith(f"{name}/")), None)
-        return name if inside is None else places[inside].removesuffix(inside[len(name) :])
-
-    return here
-
-
-def _fetch(folder: Path, files: Mapping[str, Any], places: Mapping[str, str], ray: Any) -> None:
-    while True:
-        try:
-            with locked(folder / ".lock"):
-                for name, (digest, reference) in files.items():
-                    path = Path(places[name])
-                    if not path.is_file() or _digest(path) != digest:
-                        write_file(path, ray.get(reference))
-            return
-        except BlockingIOError:  # another worker of this node is fetching them
-            time.sleep(0.2)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _connected(address: str) -> Any:

@@ -10,34 +10,16 @@ import psutil
 import pytest
 import ray
 
-from nti import StableDiffusion
-from nti.datasets import cluster
+from nti.datasets import cluster, node_files
 from nti.datasets.addresses import open_folder
 from nti.datasets.cluster import Cluster, ClusterError, ModelRequest
 from nti.datasets.item import Manifest
-from nti.datasets.manifest import read_manifest
 from nti.datasets.results import Results
-from nti.datasets.run import Here, Progress, run_manifest
+from nti.datasets.run import Progress, run_manifest
 from nti.datasets.work import Keep, Outcome, Work
-from world import FAST, same_pictures, write_manifest
+from world import COUNT, FAST, same_pictures
 
-COUNT = 6
 REQUEST = ModelRequest(device="cpu")
-
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    return read_manifest(write_manifest(tmp_path_factory.mktemp("cluster"), COUNT))
-
-
-@pytest.fixture(scope="module")
-def expected(
-    embedded: StableDiffusion, manifest: Manifest, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """What one process makes, item by item."""
-    out = tmp_path_factory.mktemp("cluster") / "here"
-    run_manifest(manifest, out, Here(embedded), settings=FAST, batch=1)
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +95,7 @@ def test_a_file_that_a_node_lacks_is_fetched(workers: Cluster, tmp_path: Path) -
     here.write_bytes(b"abc")
 
     def fetched(name: str, data: bytes) -> Path:
-        found = cluster._fetched({name: (sha256(data).hexdigest(), ray.put(data))})
+        found = node_files.fetched({name: (sha256(data).hexdigest(), ray.put(data))})
         assert found(None) is None
         return Path(found(name))
 
@@ -126,7 +108,7 @@ def test_a_file_that_a_node_lacks_is_fetched(workers: Cluster, tmp_path: Path) -
     assert fetched("/nowhere/x.bin", b"uvw").read_bytes() == b"uvw"
     assert fetched(str(here), b"abd").read_bytes() == b"abd" and here.read_bytes() == b"abc"
     both = {f"/nowhere/m/{n}": (sha256(n.encode()).hexdigest(), ray.put(n.encode())) for n in "ab"}
-    folder = Path(cluster._fetched(both)("/nowhere/m"))
+    folder = Path(node_files.fetched(both)("/nowhere/m"))
     assert sorted(path.name for path in folder.iterdir()) == ["a", "b"]
 
 

@@ -9,30 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from nti import StableDiffusion
 from nti.datasets.item import Manifest
-from nti.datasets.manifest import read_manifest
-from nti.datasets.run import Here, run_manifest
-from world import FAST, same_pictures, write_manifest
+from world import COUNT, FAST, same_pictures
 
-COUNT = 6
 LONGEST = 240
 """Seconds, on a machine that does other things, too."""
-
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    return read_manifest(write_manifest(tmp_path_factory.mktemp("killed"), COUNT))
-
-
-@pytest.fixture(scope="module")
-def expected(
-    embedded: StableDiffusion, manifest: Manifest, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """What one process makes that nobody kills."""
-    out = tmp_path_factory.mktemp("killed") / "here"
-    run_manifest(manifest, out, Here(embedded), settings=FAST, batch=2)
-    return out
 
 
 @pytest.mark.parametrize(
@@ -43,7 +24,7 @@ def test_what_is_killed_goes_on_where_it_was(
 ) -> None:
     out = tmp_path / "out"
     command = [
-        sys.executable, "-m", "nti", "run", manifest.address, "-o", str(out), "--batch", "2",
+        sys.executable, "-m", "nti", "run", manifest.address, "-o", str(out), "--batch", "1",
         "--device", "cpu", *cluster,
         *(part for name, value in FAST.items() for part in ("--set", f"{name}={value}")),
     ]  # fmt: skip

@@ -17,6 +17,9 @@ FIRST = 1_000_500
 
 FAST = {"steps": 2, "inner_steps": 1}
 
+COUNT = 6
+"""Scenes of the fixtures."""
+
 
 def scenes(count: int) -> list[Scene]:
     return [random_scene(FIRST + number) for number in range(count)]
