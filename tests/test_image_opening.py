@@ -13,6 +13,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from nti.image import FORMATS, MOST_PIXELS, open_image
+from nti.inversion.provenance import image_digest
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -217,7 +218,7 @@ def test_a_caller_may_open_a_larger_one() -> None:
 
 @pytest.mark.parametrize(
     "image",
-    [None, 3, 2.5, b"x.png", {"path": 1}, ["x.png"], True, object()],
+    [None, 3, 2.5, bytearray(b"x.png"), {"path": 1}, ["x.png"], True, object()],
     ids=lambda x: type(x).__name__,
 )
 def test_what_is_no_image_is_refused(image: object) -> None:
@@ -225,6 +226,15 @@ def test_what_is_no_image_is_refused(image: object) -> None:
         ValueError, match=r"image: got .*, expected a path, a file's bytes, a PIL image or a NumPy"
     ):
         open_image(image)
+
+
+def test_a_files_bytes_are_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(png(8, 8, rows=ROWS))
+    assert open_image(path.read_bytes()).tobytes() == open_image(path).tobytes()
+    assert image_digest(path.read_bytes()) == image_digest(path)
+    with pytest.raises(ValueError, match="image: not an image that can be read"):
+        open_image(b"x.png")
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", ".", "/dev/null"], ids=range(4))

@@ -56,8 +56,9 @@ def add(commands: Commands) -> None:
     )
     command.add_argument(
         "--ray",
-        metavar="auto|ADDRESS",
-        help="make the items on a Ray cluster (auto: this machine's)",
+        metavar="local|auto|ADDRESS",
+        help="make the items on a Ray cluster: local, one that ends with this command; auto, one"
+        " that runs here already, else local; or HOST:PORT",
     )
     command.add_argument(
         "--cpus-per-worker", type=int, metavar="N", help="threads of a worker of the cluster (1)"

@@ -31,7 +31,6 @@ STARTS = 3
 PATIENCE = 5.0
 """Seconds in which an address must answer."""
 
-
 PATIENCE_TO_START = 60.0
 """Seconds after which it is told that a worker has not started."""
 
@@ -88,7 +87,10 @@ class Cluster:
         a_whole_number("cpus_per_worker", cpus_per_worker, 1)
         _, self.config = locate(request.checkpoint, request.vae)
         self.captioned = request.captioned
-        self._files = shared([request.checkpoint, request.vae, request.captioner])
+        own = address in ("local", "auto") and len(self._ray.nodes()) == 1
+        self._files = shared(
+            [request.checkpoint, request.vae, request.captioner], to_others=not own
+        )
         room = self._ray.cluster_resources()
         gpus = int(room.get("GPU", 0)) if request.device in (None, "cuda") else 0
         self._each = {"num_gpus": 1 if gpus else 0, "num_cpus": cpus_per_worker}
@@ -159,8 +161,8 @@ class Cluster:
         finally:
             workers = [*crew.idle, *(worker for worker, _ in running.values())]
             workers += crew.starting.values()
-            self._first = workers.pop(0)  # stays for what comes next
-            for worker in workers:
+            self._first = workers[0] if workers else self._first  # stays for what comes next
+            for worker in workers[1:]:
                 self._ray.kill(worker)
 
     def close(self) -> None:

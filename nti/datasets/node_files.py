@@ -13,11 +13,15 @@ from nti.files import locked, write_file
 __all__ = ["fetched", "shared"]
 
 
-def shared(paths: Sequence[str | None]) -> dict[str, Any]:
+def shared(paths: Sequence[str | None], *, to_others: bool = True) -> dict[str, Any]:
     """Put files, or all those of folders, where each node can fetch them.
 
+    Args:
+        paths: of this machine.
+        to_others: whether there are other machines; else nothing is put anywhere.
+
     Returns:
-        By the name that a file has here its SHA-256 and a reference to its bytes.
+        By the name that a file has here its SHA-256 and a reference to its bytes, or None.
 
     """
     import ray
@@ -27,8 +31,8 @@ def shared(paths: Sequence[str | None]) -> dict[str, Any]:
         path = Path(given)
         for file in [path] if path.is_file() else sorted(path.rglob("*")):
             if file.is_file():
-                data = file.read_bytes()
-                found[str(file)] = (hashlib.sha256(data).hexdigest(), ray.put(data))
+                reference = ray.put(file.read_bytes()) if to_others else None
+                found[str(file)] = (_digest(file), reference)
     return found
 
 

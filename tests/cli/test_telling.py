@@ -150,7 +150,7 @@ def test_what_cannot_be_stored_in_half_precision_is_not_lost(
         raise refusal
 
     with monkeypatch.context() as patch:
-        patch.setattr("nti.inversion.inversion_file.write_tensors", refuse)
+        patch.setattr("nti.inversion.inversion_file.encode", refuse)
         assert main([*command, "--store", "float16"]) == 2
     told = capsys.readouterr().err
     assert "expected one that can hold all of" in told

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import pytest
@@ -128,6 +129,44 @@ def test_an_item_has_as_many_retries_as_it_may(manifest: Manifest) -> None:
     (second,) = first[0].after_death(2)
     assert second.deaths == 2 and second.after_death(2) == [] == batch.after_death(0)
     assert batch.singles() and first[0].singles() == []
+
+
+class Fake:
+    """What a crew asks of a cluster, none of whose new workers starts."""
+
+    _described: ClassVar = {"weights": "a"}
+
+    def __init__(self, said: object) -> None:
+        self.said, self._ray, self.exceptions = said, self, self
+        self.RayError = RuntimeError
+
+    def get(self, future: object) -> object:
+        if self.said is None:
+            raise RuntimeError("no such device")
+        return self.said
+
+    def kill(self, worker: object) -> None: ...
+
+    def _starting(self, count: int) -> dict[object, object]:
+        return {object(): object() for _ in range(count)}
+
+
+def test_workers_that_do_not_start_are_replaced_and_then_given_up() -> None:
+    crew = cluster._Crew(Fake(None), ["first"], {1: "second"})  # type: ignore[arg-type]
+    for _ in range(cluster.STARTS - 1):
+        crew.started(next(iter(crew.starting)))
+    assert len(crew.starting) == 1 and crew.idle == ["first"]
+    with pytest.raises(ClusterError, match="cannot start: no such device"):
+        crew.started(next(iter(crew.starting)))
+
+
+def test_a_worker_that_would_compute_otherwise_is_refused() -> None:
+    crew = cluster._Crew(Fake({"weights": "b"}), [], {1: "second"})  # type: ignore[arg-type]
+    with pytest.raises(ClusterError, match="got a worker with .*'b'.*, expected .*'a'"):
+        crew.started(1)
+    crew = cluster._Crew(Fake({"weights": "a"}), [], {1: "second"})  # type: ignore[arg-type]
+    crew.started(1)
+    assert crew.idle == ["second"]
 
 
 @pytest.mark.parametrize(
