@@ -67,7 +67,11 @@ class Metrics:
         clip: Clip | None = None,
         as_published: bool = False,
     ) -> None:
-        """Take networks: see `nti.evaluation.weights` and `load_clip`."""
+        """Take networks: see `nti.evaluation.weights` and `load_clip`.
+
+        ValueError where torchmetrics is not installed.
+        """
+        self._ssim = _torchmetrics().structural_similarity_index_measure
         self._lpips, self._dino, self._clip = lpips, dino, clip
         self._published = as_published
         there = {"lpips": lpips, "dino": dino, "clip": clip}
@@ -112,9 +116,7 @@ class Metrics:
             a, b, counted = source, torch.where(mask, source, edited), outside
         error = (a - b).square()
         mse = _over(error, counted)
-        ssim, ssim_map = _torchmetrics().structural_similarity_index_measure(
-            b, a, data_range=1.0, return_full_image=True
-        )
+        ssim, ssim_map = self._ssim(b, a, data_range=1.0, return_full_image=True)
         found = {
             "mse_unedit_part": mse,
             "psnr_unedit_part": float(-10.0 * torch.tensor(mse).log10()),

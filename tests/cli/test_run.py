@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,18 @@ def test_a_run_is_measured(ran: Path, capsys: pytest.CaptureFixture[str]) -> Non
     clip = [float(row["null-text+p2p|clip_similarity_source_image"]) for row in rows]
     assert all(10 < value < 60 for value in psnr) and all(0 < value <= 100 for value in clip)
     assert (ran / "metrics.md").read_text().startswith("| type | edits |")
+
+
+def test_what_is_not_installed_is_told_before_anything_is_measured(
+    ran: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchmetrics.functional", None)
+    assert main(["evaluate", str(ran)]) == 2
+    assert "pip install 'nti[evaluate]'" in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.setitem(sys.modules, "ray", None)
+    manifest = str(ran.parent / "manifest.csv")
+    assert main(["run", manifest, "-o", str(ran), "--ray", "local"]) == 2
+    assert "pip install 'nti[cluster]'" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_pictures_in_pie_benchs_layout_are_measured(
