@@ -131,7 +131,7 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
             )
         if name in given:
             raise ValueError(f"--set: got {name} twice, expected it once")
-        given[name] = canonical(name, value)
+        given[name] = canonical(value)
     return given
 
 

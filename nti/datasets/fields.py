@@ -59,7 +59,7 @@ EDIT = (
 """Settings of an edit."""
 
 
-def canonical(name: str, text: str) -> Any:
+def canonical(text: str) -> Any:
     """Return what a cell or `--set` says, as JSON has it: a number, a list, or the text itself."""
     try:
         return json.loads(text)

@@ -137,9 +137,9 @@ def _cells(row: Mapping[str, str]) -> Mapping[str, Any] | RowError:
                 told = f"got {len(parts)} parts, expected {len(prompts)}, one an edited prompt"
                 return RowError(name, told)
             for edit, part in zip(made["edits"], parts, strict=True):
-                edit |= {name: canonical(name, part)} if part else {}
+                edit |= {name: canonical(part)} if part else {}
         else:
-            made[name] = canonical(name, text)
+            made[name] = canonical(text)
     return made
 
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 from nti import StableDiffusion
 from nti.datasets.item import Manifest
@@ -24,3 +26,13 @@ def expected(
     out = tmp_path_factory.mktemp("scenes") / "here"
     run_manifest(manifest, out, Here(embedded), settings=FAST, batch=1)
     return out
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Pictures of noise, each another."""
+    for number in range(5):
+        generator = torch.Generator().manual_seed(number)
+        pixels = torch.randint(0, 256, (64 * 64 * 3,), generator=generator)
+        Image.frombytes("RGB", (64, 64), bytes(pixels.tolist())).save(tmp_path / f"{number}.png")
+    return tmp_path

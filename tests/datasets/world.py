@@ -8,7 +8,11 @@ from typing import Any
 from PIL import Image
 
 from edits import cases, true_mask
+from nti.datasets.addresses import open_folder
+from nti.datasets.item import Manifest
+from nti.datasets.manifest import read_manifest
 from nti.datasets.pie_bench import MAPPING, PICTURES, encode_mask
+from nti.datasets.results import Results
 from nti.evaluation.metrics import _unit
 from scene import Scene, random_scene, render
 
@@ -85,3 +89,21 @@ def same_pictures(a: Path, b: Path) -> bool:
     names = sorted(path.relative_to(a) for path in (a / "items").rglob("*.png"))
     assert names == sorted(path.relative_to(b) for path in (b / "items").rglob("*.png"))
     return bool(names) and all((a / n).read_bytes() == (b / n).read_bytes() for n in names)
+
+
+def manifest_of(folder: Path, *changes: dict[str, Any], count: int = 4) -> Manifest:
+    """Of the fixture `folder`, each picture with an edit, and what rows say otherwise."""
+    rows = [
+        {"image": f"{n}.png", "prompt": "a cat on a mat", "edited_prompts": "a dog on a mat"}
+        for n in range(count)
+    ]
+    for row, change in zip(rows, changes, strict=False):
+        row.update(change)
+    return read_manifest(write_rows(folder / "m.csv", rows))
+
+
+def records(out: Path) -> dict[str, dict[str, Any]]:
+    """What a run has written of each item, by its id."""
+    results = Results(open_folder(str(out)))
+    found = {path.name: results.record(path.name) for path in (out / "items").glob("*")}
+    return {id: record for id, record in found.items() if record is not None}
