@@ -2,25 +2,27 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from nti.contact_sheet import contact_sheet
 from nti.editing.attention_grid import token_cells
 from nti.editing.attention_maps import average_attention
 from nti.editing.prompt_to_prompt import edit
 from nti.errors import Callback
-from nti.evaluation.captions import Captioner, captioner_of
+from nti.evaluation.captions import captioner_of
 from nti.files import write_picture
 from nti.image import load_image, open_image, psnr, to_pil
 from nti.inversion.inversion import Inversion
-from nti.inversion.invert import invert
-from nti.inversion.sampling import reconstruct, sample
+from nti.inversion.invert import InversionSettings, invert_batch
+from nti.inversion.sampling import sample
 from nti.model import StableDiffusion
 
 __all__ = ["psnr", "run_demo", "sample_captions", "sample_image"]
@@ -95,6 +97,9 @@ SAMPLES = (
 )
 
 
+METHOD = "null-text-fast"
+"""Of the inversions: a fifth of the published work, for pictures that look the same."""
+
 Progress = Callable[[str], AbstractContextManager[Callback]]
 """A label -> what shows how far a run is, while its callback is told."""
 
@@ -140,73 +145,86 @@ def run_demo(
             f" samples show: leave --checkpoint out, or use `nti invert` on an image of your own"
         )
     directory.mkdir(parents=True, exist_ok=True)
-    captioner = captioner_of()  # all begins with a picture alone
     started = time.monotonic()
+    pictures = [open_image(sample_image(shown.name)) for shown in SAMPLES]
+    captions = captioner_of()(pictures)  # all begins with pictures alone
+    for shown, caption in zip(SAMPLES, captions, strict=True):
+        tell(f"{shown.name}: the picture shows {caption}")
+    settings = InversionSettings(steps=steps, guidance_scale=guidance_scale, method=METHOD)
+    with progress("inverting both") as callback:
+        inversions = invert_batch(model, pictures, captions, settings, callback=callback)
     rows: list[list[tuple[Image.Image, str]]] = []
-    for shown in SAMPLES:
-        inversion, cells = _reconstructions(
-            model, captioner, shown.name, directory, steps, guidance_scale, progress, tell
+    for shown, picture, inversion, (plain, again) in zip(
+        SAMPLES, pictures, inversions, _sampled_again(model, inversions), strict=True
+    ):
+        inversion.save(directory / f"{shown.name}.nti.safetensors")
+        source = load_image(picture, model.config.image_size)
+        rows.append(
+            _reconstructions(model, shown, source, inversion, plain, again, directory, tell)
         )
-        rows += [cells, _edits(model, shown, inversion, directory, tell)]
+        rows.append(_edits(model, shown, inversion, directory, tell))
         if shown.strip is not None:
             rows.append(_strip(model, shown.strip, inversion))
         if shown.looks:
             rows.append(_attention(model, inversion))
-    title = f"nti demo: {model.config.name} model, {steps} steps, w = {inversion.guidance_scale:g}"
+    title = (
+        f"nti demo: {model.config.name} model, {steps} steps, w = {inversions[0].guidance_scale:g}"
+    )
     write_picture(contact_sheet(rows, title=title), directory / "contact_sheet.png")
     tell(f"wrote {directory / 'contact_sheet.png'} ({time.monotonic() - started:.0f} s)")
 
 
-def _reconstructions(
-    model: StableDiffusion,
-    captioner: Captioner,
-    name: str,
-    directory: Path,
-    steps: int,
-    guidance_scale: float | None,
-    progress: Progress,
-    tell: Callable[[str], object],
-) -> tuple[Inversion, list[tuple[Image.Image, str]]]:
-    """Invert one sample; return it with labelled source, bound, DDIM and null-text images."""
-    picture = open_image(sample_image(name))
-    (caption,) = captioner([picture])
-    tell(f"{name}: the picture shows {caption}")
-    source = load_image(picture, model.config.image_size)
-    with progress(f"inverting {name}") as callback:
-        inversion = invert(
-            model, source, caption, steps=steps, guidance_scale=guidance_scale, callback=callback
-        )
-    inversion.save(directory / f"{name}.nti.safetensors")
-    w = inversion.guidance_scale
-    images = {
-        f"source: {caption}": to_pil(source)[0],
-        "autoencoder (the bound)": to_pil(model.decode_latent(model.encode_image(source)))[0],
-        f"DDIM inversion, w = {w:g}": plain_ddim(model, inversion),
-        f"null-text inversion, w = {w:g}": reconstruct(model, inversion),
-    }
-    cells = []
-    for label, image in images.items():
-        if not label.startswith("source"):
-            decibels = psnr(load_image(image, model.config.image_size), source)
-            tell(f"{name}: {label}: {decibels:.1f} dB")
-            label = f"{label}\n{decibels:.1f} dB"
-        cells.append((image, label))
-    for (image, _), kind in zip(cells, ("source", "autoencoder", "ddim", "null-text"), strict=True):
-        write_picture(image, directory / f"{name}-{kind}.png")
-    return inversion, cells
+def _sampled_again(
+    model: StableDiffusion, inversions: Sequence[Inversion]
+) -> Iterator[tuple[Image.Image, Image.Image]]:
+    """Sample all from their z_T in one batch, without and with what was optimized.
 
-
-def plain_ddim(model: StableDiffusion, inversion: Inversion) -> Image.Image:
-    """Sample from the same z_T with psi("") at every timestep: guidance without null-text."""
+    The first picture of each pair is plain DDIM inversion's: psi("") at every timestep. The second
+    is null-text inversion's.
+    """
+    device, dtype = model.device, model.state_dtype
+    first = inversions[0]
+    null = model.encode_text([""]).expand(first.steps, len(inversions), -1, -1)
+    learned = torch.stack([each.uncond for each in inversions], dim=1).to(device, dtype)
     latents = sample(
         model.steps,
-        inversion.pivot[:1].to(model.device, model.state_dtype),
-        model.encode_text([inversion.prompt]),
-        model.encode_text([""]).expand(inversion.steps, 1, -1, -1),
-        model.schedule(inversion.steps),
-        inversion.guidance_scale,
+        torch.stack([each.pivot[0] for each in inversions]).repeat(2, 1, 1, 1).to(device, dtype),
+        model.encode_text([each.prompt for each in inversions]).repeat(2, 1, 1),
+        torch.cat([null, learned], dim=1),
+        model.schedule(first.steps),
+        first.guidance_scale,
     )
-    return to_pil(model.decode_latent(latents[-1]))[0]
+    images = to_pil(model.decode_latent(latents[-1]))
+    return zip(images[: len(inversions)], images[len(inversions) :], strict=True)
+
+
+def _reconstructions(
+    model: StableDiffusion,
+    shown: DemoSample,
+    source: Tensor,
+    inversion: Inversion,
+    plain: Image.Image,
+    again: Image.Image,
+    directory: Path,
+    tell: Callable[[str], object],
+) -> list[tuple[Image.Image, str]]:
+    """Return the source, the bound, and the pictures that were sampled again, with their PSNR."""
+    w = inversion.guidance_scale
+    bound = to_pil(model.decode_latent(model.encode_image(source)))[0]
+    images = {
+        "autoencoder": (bound, "autoencoder (the bound)"),
+        "ddim": (plain, f"DDIM inversion, w = {w:g}"),
+        "null-text": (again, f"null-text inversion, w = {w:g}"),
+    }
+    picture = to_pil(source)[0]
+    write_picture(picture, directory / f"{shown.name}-source.png")
+    cells = [(picture, f"source: {inversion.prompt}")]
+    for name, (image, label) in images.items():
+        decibels = psnr(load_image(image, model.config.image_size), source)
+        tell(f"{shown.name}: {label}: {decibels:.1f} dB")
+        write_picture(image, directory / f"{shown.name}-{name}.png")
+        cells.append((image, f"{label}\n{decibels:.1f} dB"))
+    return cells
 
 
 def _edits(
@@ -216,20 +234,22 @@ def _edits(
     directory: Path,
     tell: Callable[[str], object],
 ) -> list[tuple[Image.Image, str]]:
+    """Make all edits of a sample in one batch, as they share its source."""
+    edits = shown.edits
+    result = edit(
+        model,
+        inversion,
+        [wanted.prompt for wanted in edits],
+        cross_replace=[wanted.cross_replace for wanted in edits],
+        self_replace=[wanted.self_replace for wanted in edits],
+        blend=[wanted.blend for wanted in edits],
+    )
     cells = []
-    for number, wanted in enumerate(shown.edits, 1):
-        result = edit(
-            model,
-            inversion,
-            wanted.prompt,
-            cross_replace=wanted.cross_replace,
-            self_replace=wanted.self_replace,
-            blend=wanted.blend,
-        )
+    for number, (wanted, image) in enumerate(zip(edits, result.images, strict=True), 1):
         name = f"{shown.name}-edit-{number}.png"
-        write_picture(result.images[0], directory / name)
+        write_picture(image, directory / name)
         tell(f"{shown.name}: {wanted.label}: {wanted.prompt} -> {name}")
-        cells.append((result.images[0], f"{wanted.label}: {wanted.prompt}"))
+        cells.append((image, f"{wanted.label}: {wanted.prompt}"))
     return cells
 
 
