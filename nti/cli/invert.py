@@ -81,8 +81,9 @@ def add_method_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--seed", type=int, default=0, help="of the methods that draw noise (0)")
     command.add_argument(
-        "--towards-null", type=float, default=0.0, metavar="F",
-        help='negative-prompt: how far to go from the prompt towards the empty one (0)',
+        "--towards-null", type=float, metavar="F",
+        help="how far from the prompt towards the empty one to start: negative-prompt (0),"
+        " null-text-fast (0.5)",
     )  # fmt: skip
     command.add_argument(
         "--pull-share", type=float, default=1.0, metavar="F",

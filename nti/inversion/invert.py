@@ -38,7 +38,7 @@ def invert(
     pivot: str = "ddim",
     pivot_iterations: int = 5,
     seed: int = 0,
-    towards_null: float = 0.0,
+    towards_null: float | None = None,
     pull_share: float = 1.0,
     pull_every: int = 1,
     callback: Callback | None = None,

@@ -98,9 +98,7 @@ def invert_latent(
         schedule,
         pivot,
         cond,
-        negative_prompt_embedding(cond, null, settings.towards_null)
-        if method.start == "prompt"
-        else null,
+        null if method.start == "null" else negative_prompt_embedding(cond, null, settings.start),
         w,
         generator,
         callback=lambda done, total: report(callback, count + count * done // total, 2 * count),

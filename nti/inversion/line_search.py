@@ -4,6 +4,9 @@ Adam moves every coordinate of an embedding by about its learning rate, whether 
 Here a step goes along the gradient. Where it leads is evaluated anyway, as the guided step needs
 the noise there. The loss is nearly quadratic along a line, so its value and slope at one end and
 its value at the other say how long the step should have been. The next one is so long.
+
+It starts between psi(P) and psi(""). At psi(P) guidance does nothing, so nothing is lost, but edits
+keep less of the image. At psi("") more has to be made up for than so few steps can.
 """
 
 from collections.abc import Callable
@@ -48,7 +51,7 @@ def search_null_text(
         steps: the model's steps.
         pivot: (T + 1, B, 4, h, w).
         cond: the prompts' token states (B, 77, C).
-        uncond: where the embeddings start, psi("") (B, 77, C).
+        uncond: where the embeddings start (B, 77, C).
         schedule: the timesteps.
         guidance_scale: w.
         searched: whether a step is made at the i-th of T timesteps, a function of (i, T).

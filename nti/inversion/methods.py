@@ -29,7 +29,10 @@ class Method:
     learns: str = "nothing"
     """`null`: what stands for psi(""); `prompt`: what stands for psi(P); or `nothing`."""
     start: str = "null"
-    """What stands for psi("") at first: `null`, psi("") itself, or `prompt`, psi(P)."""
+    """What stands for psi("") at first: `null`, psi("") itself, or `prompt`, what lies between
+    psi(P) and that, as `towards_null` says."""
+    towards_null: float = 0.0
+    """How far from psi(P) to psi("") it starts, along the arc, where the settings do not say."""
     by: str = "descent"
     """The function of `nti.inversion.follow` that finds the latents of the source."""
     eta: float = 0.0
@@ -100,8 +103,8 @@ _ROWS = (
     ),
     Method(
         "null-text-fast", "2211.09794",
-        "null-text by steps along the gradient of measured length, at 27 of 50 timesteps",
-        learns="null", by="line-search",
+        "null-text from half-way to the prompt, by 27 steps of measured length for 50 timesteps",
+        start="prompt", towards_null=0.5, learns="null", by="line-search", takes=("towards_null",),
     ),
     Method(
         "null-text-single-branch", "2310.01506",

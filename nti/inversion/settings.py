@@ -16,7 +16,7 @@ PIVOT_ITERATIONS = 5
 """About as many as the paper of fixed-point inversion takes (arXiv 2309.04907)."""
 
 
-PLAIN = ("pivot", "pivot_iterations", "seed", "towards_null", "pull_share", "pull_every")
+PLAIN = ("pivot", "pivot_iterations", "seed", "pull_share", "pull_every")
 """Settings that a table holds as they are."""
 
 
@@ -49,8 +49,9 @@ class InversionSettings:
     """Of each such step."""
     seed: int = 0
     """Of the methods that draw noise."""
-    towards_null: float = 0.0
-    """How far negative-prompt inversion's embedding goes from psi(P) to psi(""), along the arc."""
+    towards_null: float | None = None
+    """Of methods that start from psi(P): how far on the arc from there to psi(""), 0 to 1; None: as
+    the method's row says."""
     pull_share: float = 1.0
     """Of direct inversion: how much of what a step is short of is added to it."""
     pull_every: int = 1
@@ -59,14 +60,14 @@ class InversionSettings:
     def __post_init__(self) -> None:
         method = METHODS[a_choice("method", self.method, METHODS)]
         why = "; for none at all choose method='ddim'"
-        w = self.guidance_scale
+        w, far = self.guidance_scale, self.towards_null
         checked = {
             "steps": a_whole_number("steps", self.steps, 1, MOST),
             "inner_steps": a_whole_number("inner_steps", self.inner_steps, 1, MOST, why),
             "guidance_scale": None if w is None else a_number("guidance_scale", w),
             "pivot_iterations": a_whole_number("pivot_iterations", self.pivot_iterations, 1, 100),
             "seed": a_whole_number("seed", self.seed, 0, 2**63 - 1),
-            "towards_null": a_number("towards_null", self.towards_null, 0, 1),
+            "towards_null": None if far is None else a_number("towards_null", far, 0, 1),
             "pull_share": a_number("pull_share", self.pull_share, 0, 1),
             "pull_every": a_whole_number("pull_every", self.pull_every, 1, MOST),
         }
@@ -109,6 +110,11 @@ class InversionSettings:
         """The method's."""
         return METHODS[self.method]
 
+    @property
+    def start(self) -> float:
+        """Of methods that start from psi(P): how far on the arc from there to psi("")."""
+        return self.row.towards_null if self.towards_null is None else self.towards_null
+
     def table(self, model: StableDiffusion) -> dict[str, Any]:
         """Return all that was chosen as JSON can hold it, each rule as T numbers."""
         steps, w = self.steps, self.guidance_scale
@@ -120,6 +126,7 @@ class InversionSettings:
             "noise_at": self.noise_at,
             "learning_rate": _tabulated("learning_rate", self.learning_rate, steps),
             "threshold": _tabulated("threshold", self.threshold, steps),
+            "towards_null": self.start,
             **{name: getattr(self, name) for name in PLAIN},
         }
 

@@ -11,6 +11,7 @@ import nti
 from nti import StableDiffusion
 from nti.inversion.line_search import search_null_text
 from nti.inversion.methods import is_searched
+from nti.inversion.negative_prompt import negative_prompt_embedding
 from nti.inversion.null_text import NullTextState
 from nti.sampling.step import IterationInputs, null_text_iteration
 from plain_loop import PROMPT, Loop, Made, T, W
@@ -20,7 +21,7 @@ from tolerances import assert_close
 def test_the_search_lowers_the_loss(model: StableDiffusion, made: Made) -> None:
     inversion = made("null-text-fast")
     loop = Loop(model, inversion)
-    before = loop.null
+    before = negative_prompt_embedding(loop.cond, loop.null, 0.5)
     for i in range(T):
         z = inversion.latents[i][None]
         losses = [
@@ -32,6 +33,15 @@ def test_the_search_lowers_the_loss(model: StableDiffusion, made: Made) -> None:
         before = inversion.uncond[i][None]
     assert inversion.iterations == [1, 1, 1, 1]
     assert not torch.equal(inversion.uncond[0], inversion.uncond[-1])
+
+
+def test_the_search_starts_half_way_to_the_prompt(made: Made) -> None:
+    """As `negative-prompt` goes; at w = 1 nothing is to be found, so the start is what is kept."""
+    for given, far in (({}, 0.5), ({"towards_null": 0.25}, 0.25), ({"towards_null": 1.0}, 1.0)):
+        found = made("null-text-fast", guidance_scale=1.0, **given)
+        expected = made("negative-prompt", guidance_scale=1.0, towards_null=far)
+        assert torch.equal(found.uncond[-1], expected.uncond[0])
+        assert found.made is not None and found.made.settings["towards_null"] == far
 
 
 def test_the_search_finds_a_parabolas_minimum(model: StableDiffusion) -> None:
