@@ -37,6 +37,8 @@ class DemoEdit:
     cross_replace: float = 0.8
     self_replace: float = 0.5
     blend: tuple[str, str] | None = None
+    advice: str = ""
+    """What to do where such an edit fails."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,15 @@ SAMPLES = (
             DemoEdit("colour", "a green circle on snow"),
             DemoEdit("shape", "a purple heart on snow", cross_replace=0.2, self_replace=0.1),
             DemoEdit("added pattern", "a striped purple circle on snow"),
-            DemoEdit("background", "a purple circle on grass", cross_replace=0.0, self_replace=0.0),
+            DemoEdit(
+                "background",
+                "a purple circle on grass",
+                cross_replace=0.0,
+                self_replace=0.0,
+                advice="backgrounds are the weakest edits of this model. Where one does not change,"
+                " `nti invert --method edit-friendly` changes it at the price of the objects, and"
+                " `nti edit --editor masked --mask FILE --strength 0.9` keeps them",
+            ),
         ),
         strip=DemoStrip("a striped purple circle on snow", "striped", (-1.0, 0.0, 0.5, 1.0, 2.0)),
     ),
@@ -249,6 +259,8 @@ def _edits(
         name = f"{shown.name}-edit-{number}.png"
         write_picture(image, directory / name)
         tell(f"{shown.name}: {wanted.label}: {wanted.prompt} -> {name}")
+        if wanted.advice:
+            tell(f"{shown.name}: {wanted.label}: {wanted.advice}")
         cells.append((image, f"{wanted.label}: {wanted.prompt}"))
     return cells
 

@@ -139,6 +139,21 @@ class Bench:
         return self.reconstructions(torch.cat(found))
 
 
+def scored(
+    scene: Scene, edits: Sequence[EditCase], images: Sequence[Image.Image]
+) -> tuple[float, float]:
+    """Return what a scene's edits keep, in dB, and the share that is there, in percent.
+
+    One number a scene: its edits are not independent.
+    """
+    found: list[tuple[float, float]] = []
+    for edit, image in zip(edits, images, strict=True):
+        pixels = np.asarray(image)
+        near = nearness(pixels, render(edit.edited), render(scene))
+        found.append((near.psnr_outside, 100.0 * (edit.read(pixels) == edit.expected)))
+    return mean(k for k, _ in found if math.isfinite(k)), mean(r for _, r in found)
+
+
 def iterations(bench: Bench) -> Iterator[Figure]:
     """Yield Fig. 4: no early stop, so N iterations are N."""
     for name, row in METHODS.items():
@@ -178,21 +193,15 @@ def strength(bench: Bench) -> Iterator[Figure]:
         settings = InversionSettings(steps=bench.steps, method=method)
         made, _, _ = bench.inverted(bench.captions, settings)
         for share in STRENGTHS:
-            kept, right = [], []
+            found = []
             for scene, inversion in zip(bench.scenes, made, strict=True):
-                found: list[tuple[float, float]] = []
                 edits = list(cases(scene))
                 images = nti.sdedit(
                     bench.model, inversion, [edit.prompt for edit in edits], strength=share,
                     seed=scene.seed,
                 ).images  # fmt: skip
-                for edit, image in zip(edits, images, strict=True):
-                    pixels = np.asarray(image)
-                    near = nearness(pixels, render(edit.edited), render(scene))
-                    found.append((near.psnr_outside, 100.0 * (edit.read(pixels) == edit.expected)))
-                # One number a scene: its edits are not independent.
-                kept.append(mean(k for k, _ in found if math.isfinite(k)))
-                right.append(mean(r for _, r in found))
+                found.append(scored(scene, edits, images))
+            kept, right = zip(*found, strict=True)
             yield bench.figure("strength", "kept", case, share, kept, "dB")
             yield bench.figure("strength", "edited", case, share, right, "%")
 

@@ -1,4 +1,5 @@
-"""Write the tables and plots of docs/methods.md from the rows of `pairs.py` and `ablations.py`.
+"""Write the tables and plots of docs/methods.md from the rows of `pairs.py`,
+`ablations.py` and `tradeoff.py`.
 
 python benchmarks/shapes/methods_report.py
 """
@@ -196,28 +197,36 @@ def curves(
 
 def figure_table(rows: Rows, x: str) -> str:
     """Return all figures of a section."""
+    counted = any(float(row["gflop"]) for row in rows)
+    head = ["figure", "value", *(["GFLOP an image"] if counted else [])]
     cells = {
         ", ".join(
             [row["case"], row["name"], *([f"{x} {v:g}"] if (v := float(row["x"])) else [])]
         ): [
             f"{float(row['value']):.2f} ({float(row['low']):.2f} .. {float(row['high']):.2f})"
             f" {row['unit']}",
-            row["gflop"],
+            *([row["gflop"]] if counted else []),
         ]
         for row in rows
     }
     scenes = f"Mean over {rows[0]['scenes']} scenes with its 95 % interval"
-    return "\n".join([*grid(["figure", "value", "GFLOP an image"], cells), source(rows, scenes)])
+    return "\n".join([*grid(head, cells), source(rows, scenes)])
 
 
 FIGURES: dict[str, tuple[str, tuple[str, ...]]] = {
     "background": ("", ()),
     "iterations": ("N =", ("reconstruction",)),
+    "fast-w3": ("N or F =", ("reconstruction", "kept", "edited")),
+    "fast-w7.5": ("N or F =", ("reconstruction", "kept", "edited")),
     "captions": ("N =", ("reconstruction",)),
     "strength": ("t0 =", ("kept", "edited")),
     "guidance": ("w =", ("reconstruction", "log-density", "squared norm / d", "autocorrelation")),
 }
-"""The sections of `ablations.py`: what their axis is called, and what is plotted."""
+"""The sections of `ablations.py` and `tradeoff.py`: what their axis is called, what is plotted."""
+
+
+OVER_WORK = ("iterations", "fast-w3", "fast-w7.5")
+"""Sections that are plotted over the work, as one iteration of one method is not one of another."""
 
 
 def arms(rows: Rows) -> str:
@@ -236,7 +245,7 @@ def figure(section: str) -> str:
     rows, (x, plotted) = read(f"ablation-{section}.csv"), FIGURES[section]
     if not plotted:
         return arms(rows)
-    over = "gflop" if section == "iterations" else "x"
+    over = "gflop" if section in OVER_WORK else "x"
     label = "GFLOP of the UNet for one image" if over == "gflop" else x.rstrip(" =")
     curves(rows, plotted, PLOTS / f"methods-{section}.png", [label] * len(plotted), over)
     return figure_table(rows, x)
