@@ -328,6 +328,18 @@ SECTIONS = {
 }
 
 
+def write(path: Path, rows: Iterator[Figure]) -> None:
+    """Write rows as they are found, and print them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [f.name for f in fields(Figure)])
+        writer.writeheader()
+        for row in rows:
+            writer.writerow(asdict(row))
+            file.flush()
+            print(f"{row.case} {row.x:g}: {row.name} {row.value:g} {row.unit}", flush=True)
+
+
 def main() -> None:
     """Run the sections that are asked for."""
     parser = argparse.ArgumentParser(
@@ -341,15 +353,7 @@ def main() -> None:
     model = nti.load_model()
     bench = Bench(model, held_out(TEST, options.scenes), options.steps, gflop_of(model))
     for section in options.sections:
-        path = options.out / f"ablation-{section}.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [f.name for f in fields(Figure)])
-            writer.writeheader()
-            for row in SECTIONS[section](bench):
-                writer.writerow(asdict(row))
-                file.flush()
-                print(f"{row.case} {row.x:g}: {row.name} {row.value:g} {row.unit}", flush=True)
+        write(options.out / f"ablation-{section}.csv", SECTIONS[section](bench))
 
 
 if __name__ == "__main__":

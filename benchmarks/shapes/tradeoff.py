@@ -8,13 +8,11 @@ Settings are chosen by this, so the scenes are not those that figures are scored
 """
 
 import argparse
-import csv
 from collections.abc import Iterator
-from dataclasses import asdict, fields
 from pathlib import Path
 
 import nti
-from ablations import PUBLISHED_GUIDANCE, Bench, Figure, scored
+from ablations import PUBLISHED_GUIDANCE, Bench, Figure, scored, write
 from edits import cases
 from evaluate import CHOICE, held_out
 from nti import InversionSettings
@@ -67,15 +65,8 @@ def main() -> None:
     options = parser.parse_args()
     model = nti.load_model()
     bench = Bench(model, held_out(CHOICE, options.scenes), options.steps, gflop_of(model))
-    options.out.mkdir(parents=True, exist_ok=True)
     for w in (model.config.guidance_scale, PUBLISHED_GUIDANCE):
-        with (options.out / f"ablation-fast-w{w:g}.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, [f.name for f in fields(Figure)])
-            writer.writeheader()
-            for row in rows(bench, w):
-                writer.writerow(asdict(row))
-                file.flush()
-                print(f"w = {w:g}: {row.case} {row.x:g}: {row.name} {row.value:g}", flush=True)
+        write(options.out / f"ablation-fast-w{w:g}.csv", rows(bench, w))
 
 
 if __name__ == "__main__":
