@@ -81,7 +81,7 @@ def make_row(
         torch=torch.__version__,
         triton=_version("triton"),
         commit=_git("rev-parse", "--short", "HEAD"),
-        dirty=bool(_git("status", "--porcelain", "--untracked-files=no")),
+        dirty=_is_dirty(),
         tflop=float(f"{tflop:.6g}"),
         imports_mib=round(imports_mib, 1),
     )
@@ -137,6 +137,12 @@ def _version(distribution: str) -> str:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return ""
+
+
+def _is_dirty() -> bool:
+    """Whether tracked files have changed, other than the results that rows are written to."""
+    where = (":/", ":(top,exclude)benchmarks/results")
+    return bool(_git("status", "--porcelain", "--untracked-files=no", "--", *where))
 
 
 def _git(*arguments: str) -> str:

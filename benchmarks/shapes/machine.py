@@ -34,8 +34,9 @@ def commit_of(folder: str) -> str:
 
 
 def is_dirty() -> bool:
-    """Whether tracked files have changed since."""
-    return bool(_git("status", "--porcelain", "--untracked-files=no"))
+    """Whether tracked files have changed since, other than results that a bench goes on with."""
+    where = (":/", ":(top,exclude)benchmarks/results")
+    return bool(_git("status", "--porcelain", "--untracked-files=no", "--", *where))
 
 
 def _git(*arguments: str) -> str:

@@ -1,7 +1,7 @@
 """Write the tables and plots of docs/methods.md from the rows of `pairs.py`,
 `ablations.py` and `tradeoff.py`.
 
-python benchmarks/shapes/methods_report.py
+    python benchmarks/shapes/methods_report.py
 """
 
 import csv
@@ -167,6 +167,47 @@ def by_kind(rows: Rows) -> str:
     )
 
 
+def fast(rows: Rows) -> str:
+    """Return `null-text-fast` beside `null-text` at each guidance, and their difference by edit."""
+    cells: dict[str, list[str]] = {}
+    for w in dict.fromkeys(row["guidance"] for row in rows):
+        whole, some = (
+            [row for row in rows if (row["guidance"], row["method"]) == (w, name)]
+            for name in ("null-text", "null-text-fast")
+        )
+        work = [interval(numbers(mine, "inversion_gflop"))[0] for mine in (some, whole)]
+        cells[f"`null-text`, w = {w}"] = _figures(whole)
+        cells[f"`null-text-fast`, w = {w}"] = _figures(some)
+        cells[f"*less that*, w = {w}"] = [
+            _difference(some, whole, "reconstruction"),
+            _difference(some, whole, "correct"),
+            _difference(some, whole, "psnr_outside"),
+            _difference(some, whole, "ssim_outside", 3),
+            _difference(some, whole, "psnr_inside"),
+            _difference(some, whole, "ssim_inside", 3),
+            f"{work[0] / work[1]:.3f} of it",
+            "",
+        ]
+    scenes, edits = (len({tuple(row[k] for k in key) for row in rows}) for key in (SCENE, EDIT))
+    what = f"{edits} edits of {scenes} scenes for each method"
+    return "\n".join([*grid(["method", *HEAD], cells), source(rows, what)])
+
+
+SCENE, EDIT = ("seed",), ("seed", "kind")
+"""The columns by which rows of two methods belong together."""
+
+
+def _difference(some: Rows, others: Rows, column: str, digits: int = 2) -> str:
+    """Return the mean difference of a column with its interval, of the same edits."""
+
+    def value(row: dict[str, str]) -> float:
+        return 100.0 * (row[column] == "True") if column == "correct" else float(row[column])
+
+    theirs = {tuple(row[k] for k in EDIT): value(row) for row in others}
+    found = [value(row) - theirs[tuple(row[k] for k in EDIT)] for row in some]
+    return spread(_by_scene(some, found), digits)
+
+
 def _score_of(rows: Rows) -> Callable[[str], float]:
     """Rank by the share of edits that are correct, then by what is kept."""
 
@@ -269,6 +310,8 @@ def part(name: str) -> str:
         return methods_table()
     if name in FIGURES:
         return figure(name)
+    if name == "fast":
+        return fast(read("fast-*.csv"))
     tables = {
         "by method": by_method, "matrix": matrix, "objects": of_objects, "by kind": by_kind,
     }  # fmt: skip
