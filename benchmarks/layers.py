@@ -3,6 +3,8 @@ shapes.
 
 `oneDNN` against `PyTorch`: from how much work on the way to oneDNN pays, which is `WORTH` in
 `nti.kernels.linear_onednn`.
+`blocks` against `flash`: from what length on the backward pass of attention by blocks of products
+pays, which is `LARGE` in `nti.kernels.projected_attention_onednn`.
 `one product` against `three`: q, k and v by a matrix of their own each, or by one that holds all
 three. `time projections` is what computing them once a timestep would save of an iteration.
 """
@@ -12,7 +14,7 @@ from functools import partial
 from unittest import mock
 
 import torch
-from nti.kernels import linear_onednn
+from nti.kernels import linear_onednn, projected_attention_onednn
 from torch import Tensor, nn
 
 from nti.config import ModelConfig
@@ -27,6 +29,8 @@ CONVOLUTIONS = ((64, 8), (128, 8), (192, 8), (320, 8), (1280, 8))
 """Channels, and positions or the side of a square."""
 PROJECTED = ((320, 4096), (640, 1024), (1280, 256))
 """Of Stable Diffusion v1's self-attention at 512 px."""
+HEADS = 8
+LARGE = {"flash": 2**62, "blocks": 0}
 
 
 def layers(config: ModelConfig, repeats: int) -> list[Row]:
@@ -52,6 +56,13 @@ def layers(config: ModelConfig, repeats: int) -> list[Row]:
             "one product": _pass(lambda x, all_=one: all_(x).chunk(3, dim=-1), x),
         }
         rows += _rows(f"q, k, v, {channels} channels, {positions} positions", calls, repeats)
+    for channels, positions in PROJECTED:
+        q, k, v, grad = torch.randn(4, 1, HEADS, positions, channels // HEADS)
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+        run = partial(projected_attention_onednn.attention_backward, grad, (q, k, v), out, lse)
+        calls = {name: partial(_large, large, run) for name, large in LARGE.items()}
+        case = f"attention's backward pass, {channels} channels, {positions} positions"
+        rows += _rows(case, calls, repeats)
     time = torch.randn(1, 4 * config.unet.channels)
     blocks = [_frozen(Linear(time.shape[1], width, backend="onednn")) for width in _widths(config)]
     calls = {"time projections": lambda: [block(time) for block in blocks]}
@@ -67,8 +78,9 @@ def _from(worth: int, run: Callable[[], object]) -> None:
         run()
 
 
-def _unbiased(c_in: int, c_out: int) -> Linear:
-    return Linear(c_in, c_out, bias=False, backend="onednn")
+def _large(large: int, run: Callable[[], object]) -> None:
+    with mock.patch.object(projected_attention_onednn, "LARGE", large):
+        run()
 
 
 def _frozen(layer: nn.Module) -> nn.Module:

@@ -15,13 +15,20 @@ from nti.kernels.linear_onednn import check, pays, product
 from nti.kernels.projected_attention import Projections, merge_heads, reference
 from torch import Tensor
 
-__all__ = ["projected_attention"]
+__all__ = ["attention_backward", "projected_attention"]
 
 aten = torch.ops.aten
 
 KEPT = 4 * 2**20
 """Bytes of q, k and v together up to which they are kept for the backward pass: all sites of a
 256 px image, where keeping them saves 2 to 3 % of an inner iteration."""
+
+LARGE = 2**20
+"""Cells of a head's map from which on a backward pass by blocks of oneDNN's products takes less
+time than PyTorch's, which multiplies by MKL (`benchmarks/results/layers.csv`)."""
+
+BLOCK = 2**20
+"""Cells of a block: few enough to stay in the cache."""
 
 
 def projected_attention(
@@ -62,9 +69,7 @@ class _ProjectedAttention(torch.autograd.Function):
         weights, (out, lse, *kept) = weights_and_output[:3], weights_and_output[3:]
         normed, mean, rstd = aten.native_layer_norm(x, scale.shape, scale, shift, ctx.eps)
         qkv = kept or _project(normed, context, ctx.heads, weights)
-        of_qkv = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            _heads(grads[0], ctx.heads), *qkv, _heads(out, ctx.heads), lse, 0.0, False
-        )
+        of_qkv = attention_backward(_heads(grads[0], ctx.heads), qkv, _heads(out, ctx.heads), lse)
         of_normed, of_k, of_v = (
             product(merge_heads(grad), w.t()) for grad, w in zip(of_qkv, weights, strict=True)
         )
@@ -73,6 +78,56 @@ class _ProjectedAttention(torch.autograd.Function):
             of_normed += of_source
         of_x = layer_norm_backward(of_normed, x, scale, shift, mean, rstd)
         return of_x, None if context is None else of_source, *[None] * 7
+
+
+def attention_backward(
+    grad: Tensor, qkv: Sequence[Tensor], out: Tensor, lse: Tensor
+) -> Sequence[Tensor]:
+    """Return the gradients of q, k and v (B, heads, L or S, d) from that of the result."""
+    q, k, v = qkv
+    if q.shape[2] * k.shape[2] < LARGE:
+        found: Sequence[Tensor] = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad, q, k, v, out, lse, 0.0, False
+        )
+        return found
+    scale = q.shape[3] ** -0.5
+    q, of_out = q * scale, (grad * out).sum(dim=3, keepdim=True)
+    gradients = [torch.empty_like(part) for part in qkv]
+    for row in range(len(q)):
+        for head in range(q.shape[1]):
+            parts = [part[row, head] for part in (grad, q, k, v, of_out, lse[..., None])]
+            for gradient, one in zip(gradients, _by_blocks(*parts), strict=True):
+                gradient[row, head] = one
+    gradients[0] *= scale
+    return gradients
+
+
+def _by_blocks(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, of_out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of one head's q (L, d), which is scaled, and of its k and v (S, d).
+
+    A block of the map's rows P is computed again from the log-sum-exp of each, (L, 1). With dP the
+    gradient of P and D = `of_out` the products of result and gradient (L, 1), that of the scores is
+    P (dP - D) (FlashAttention-2, arXiv 2307.08691, Algorithm 2).
+    """
+    grad, q, k, v = (part.contiguous() for part in (grad, q, k, v))
+    k_turned = k.t().contiguous()
+    of_q = torch.empty_like(q)
+    of_k, of_v = (
+        torch.zeros_like(part.t(), memory_format=torch.contiguous_format) for part in (k, v)
+    )
+    rows = max(1, BLOCK // len(k))
+    for start in range(0, len(q), rows):
+        block = slice(start, start + rows)
+        some_q, some_grad = q[block], grad[block]
+        # Turned: what is long lies along the product's columns, which is twice as fast.
+        p = product(some_q, k).sub_(lse[block]).exp_()
+        of_v += product(some_grad.t().contiguous(), p.t())
+        scores = product(some_grad, v).sub_(of_out[block]).mul_(p)
+        of_k += product(some_q.t().contiguous(), scores.t())
+        of_q[block] = product(scores, k_turned)
+    return of_q, of_k.t(), of_v.t()
 
 
 def _project(

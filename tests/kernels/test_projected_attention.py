@@ -26,11 +26,19 @@ def plain(x: Tensor, context: Tensor | None, norm: LayerNorm, weights: list[Tens
 
 
 @BY_BACKEND
+@pytest.mark.parametrize("large", [0, 2**20], ids=["by blocks", "whole"])
 @pytest.mark.parametrize("kept", [0, 2**20], ids=["projected again", "kept"])
 @pytest.mark.parametrize("crosses", [False, True], ids=["self", "cross"])
 def test_value_and_gradients(
-    backend: str, crosses: bool, kept: int, any_size: None, monkeypatch: pytest.MonkeyPatch
+    backend: str,
+    crosses: bool,
+    kept: int,
+    large: int,
+    any_size: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(projected_attention_onednn, "LARGE", large)
+    monkeypatch.setattr(projected_attention_onednn, "BLOCK", 60)  # 3 of the 20 rows, or 12
     monkeypatch.setattr(projected_attention_onednn, "KEPT", kept)
     draw = normal(f"projected {crosses}", torch.float32, "cpu")
     x, cotangent = draw(2, 20, 8), draw(2, 20, 8)
