@@ -6,12 +6,14 @@
     python benchmarks/embed.py report                       the tables of docs/embedding.md
 
 `steps` exports the model, and times the guided step, the controlled step and the iteration by each
-provider in turns, with every number of threads that is asked for. `--busy` keeps one core busy
-meanwhile. `programs` inverts a sample from file to file, without Python and with it.
+provider in turns, with every number of threads that is asked for. `--busy` does it once more beside
+a process that keeps a core busy, `--compiled` adds torch.compile, which takes minutes for a
+function and number of threads. The memory is the peak of a process that calls one function alone.
+`programs` inverts a sample from file to file, without Python and with it.
 """
 
 import argparse
-import contextlib
+import json
 import os
 import re
 import subprocess
@@ -19,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,12 +34,13 @@ from nti.demo import sample_image
 from nti.export.export import export
 from nti.export.exported import Exported, load_exported
 from nti.export.functions import Function, functions_of
+from nti.export.manifest import read_manifest
 from nti.model import StableDiffusion
 from nti.networks.control import AttentionControl, Fold
 from nti.sampling.schedule import StepCoefficients
 from nti.sampling.step import AdamState, IterationInputs
 from rows import Row, make_row, read_rows, write_rows
-from timing import interleaved
+from timing import busy_core, child_peak_mib, interleaved, resident_peak_mib
 
 TIMED = ("guided", "controlled", "iteration")
 
@@ -81,24 +85,9 @@ def openvino_calls(folder: Path, functions: Sequence[Function], threads: int) ->
     return calls
 
 
-@contextlib.contextmanager
-def load(busy: bool) -> Iterator[None]:
-    """Keep a core busy, if that is asked for."""
-    other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
-    try:
-        yield
-    finally:
-        if other is not None:
-            other.kill()
-            other.wait()
-
-
 def steps(options: argparse.Namespace) -> Iterator[list[Row]]:
     """Yield the rows of each number of threads."""
-    cpu = torch.device("cpu")
-    model = (
-        random_model(SD_V1, torch.float32, cpu, whole=True) if options.full else nti.load_model()
-    )
+    model = _model(options.full)
     side = options.side or model.config.image_size
     formats = options.format
     with tempfile.TemporaryDirectory(dir=options.work) as place:
@@ -117,6 +106,7 @@ def steps(options: argparse.Namespace) -> Iterator[list[Row]]:
             make_row("embed", "all", f"weights, {where}", quality=weights, unit="MiB on disk"),
         ]  # fmt: skip
         functions = [each for each in functions_of(model, (side, side), 1, 1) if each.name in TIMED]
+        fast = model.with_execution("compiled") if options.compiled else None
         for threads in options.threads:
             torch.set_num_threads(threads)
             rows, exported = [], {}
@@ -131,24 +121,31 @@ def steps(options: argparse.Namespace) -> Iterator[list[Row]]:
                 if "onnx" in formats and options.openvino
                 else {}
             )
-            with load(options.busy):
-                for function in functions:
-                    rows += timed(model, function, exported, other, options, where, threads)
+            for busy in (False, True) if options.busy else (False,):
+                with busy_core(busy):
+                    for function in functions:
+                        rows += timed(
+                            model, fast, function, exported, other, options.repeats,
+                            f"{where}, {threads} threads{', busy' if busy else ''}",
+                        )  # fmt: skip
             yield rows
+        yield memory(options, folder, [each.name for each in functions], where)
 
 
 def timed(
     model: StableDiffusion,
+    fast: StableDiffusion | None,
     function: Function,
     exported: Mapping[str, Exported],
     other: Mapping[str, Call],
-    options: argparse.Namespace,
+    repeats: int,
     where: str,
-    threads: int,
 ) -> list[Row]:
     """Time one function by all providers in turns; the error is that against the reference."""
     inputs = list(function.inputs.values())
     providers: dict[str, Call] = {"eager": lambda: by_steps(model, function.name, inputs)}
+    if fast is not None:
+        providers["torch.compile"] = lambda: by_steps(fast, function.name, inputs)
     for name, folder in exported.items():
         providers[name] = lambda run=folder: run(function.name, *inputs)
     if function.name in other:
@@ -159,14 +156,70 @@ def timed(
             name: float((call()[0] - expected).abs().max() / expected.abs().max())
             for name, call in providers.items()
         }
-        times = interleaved(providers, options.repeats)
-    case = f"{function.name}, {where}, {threads} threads{', busy' if options.busy else ''}"
+        times = interleaved(providers, repeats)
     return [
         make_row(
-            "embed", name, case, milliseconds=each, quality=errors[name], unit="relative error"
+            "embed",
+            name,
+            f"{function.name}, {where}",
+            milliseconds=each,
+            quality=errors[name],
+            unit="relative error",
         )
         for name, each in times.items()
     ]
+
+
+def memory(
+    options: argparse.Namespace, folder: Path, names: Sequence[str], where: str
+) -> list[Row]:
+    """Return the peak of a process for each function and provider, and what it imports."""
+    rows = []
+    for name in names:
+        for provider in ("eager", *options.format):
+            place = folder.with_name(f"{provider}-{name}")
+            place.mkdir()
+            for path in folder.iterdir():
+                (place / path.name).symlink_to(path)
+            manifest = json.loads((folder / "manifest.json").read_text())
+            manifest["functions"] = {name: manifest["functions"][name]}
+            (place / "manifest.json").unlink()
+            (place / "manifest.json").write_text(json.dumps(manifest))
+            asked = ["one", "--provider", provider, "--folder", str(place)]
+            asked += ["--full"] if options.full else []
+            base, peak = child_peak_mib(asked, "embed.py")
+            rows.append(
+                make_row(
+                    "embed", provider, f"memory of {name}, {where}", peak_mib=peak,
+                    imports_mib=base,
+                )
+            )  # fmt: skip
+    return rows
+
+
+def one(options: argparse.Namespace) -> None:
+    """Call the one function of a folder twice, and print MiB before and at the peak."""
+    base = resident_peak_mib()
+    ((name, entry),) = read_manifest(options.folder).functions.items()
+    inputs = [
+        torch.randn(port.shape) if port.dtype == "float32"
+        else torch.ones(port.shape, dtype=getattr(torch, port.dtype))
+        for port in entry.inputs
+    ]  # fmt: skip
+    if options.provider == "eager":
+        model = _model(options.full)
+        call: Call = partial(by_steps, model, name, inputs)
+    else:
+        call = partial(load_exported(options.folder, options.provider), name, *inputs)
+    for _ in range(2):
+        call()
+    print(base, resident_peak_mib())
+
+
+def _model(full: bool) -> StableDiffusion:
+    if not full:
+        return nti.load_model()
+    return random_model(SD_V1, torch.float32, torch.device("cpu"), whole=True)
 
 
 MEASURED = """
@@ -254,7 +307,7 @@ def report(path: Path, page: Path) -> None:
     page.write_text(text, "utf-8")
 
 
-PLACES = {"steps": " threads", "programs": "T = 50", "start": "start,"}
+PLACES = {"steps": " threads", "memory": "memory of", "programs": "T = 50", "start": "start,"}
 """The places of the page, and what the cases of their rows hold."""
 
 
@@ -283,13 +336,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["steps", "programs", "report"])
+    parser.add_argument("what", choices=["steps", "programs", "report", "one"])
     parser.add_argument("--full", action="store_true", help="SD v1's width, random weights")
     parser.add_argument("--side", type=int, help="pixels (default: the model's)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--format", nargs="+", default=["aoti", "onnx"], choices=["aoti", "onnx"])
     parser.add_argument("--openvino", action="store_true", help="time it, too, where installed")
-    parser.add_argument("--busy", action="store_true", help="beside a process that keeps a core")
+    parser.add_argument(
+        "--busy", action="store_true", help="beside a process that keeps a core, too"
+    )
+    parser.add_argument("--compiled", action="store_true", help="time torch.compile, too")
+    parser.add_argument("--provider", help="of `one`, by which `steps` measures memory")
+    parser.add_argument("--folder", type=Path, help="of `one`")
     parser.add_argument("--build", type=Path, help="the folder with the programs")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--work", type=Path, help="where the export lies meanwhile")
@@ -297,6 +355,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.what == "programs" and options.build is None:
         parser.error("programs: needs --build FOLDER")
+    if options.what == "one":
+        one(options)
+        return
     if options.what == "report":
         report(options.out / "embed.csv", Path("docs/embedding.md"))
         return

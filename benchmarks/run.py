@@ -13,6 +13,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from p2p import edits
 from roofline import products
 from rows import Row, write_rows
 from step import compiled, step
+from timing import busy_core
 
 SECTIONS = (
     "roofline", "layers", "step", "edit", "inversion", "load", "community", "kernels", "compile"
@@ -48,6 +50,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, action="append", help="pixels (default: 256 and 512)")
     parser.add_argument("--repeats", type=int)
     parser.add_argument("--dtype", default=None, choices=["float32", "float16", "bfloat16"])
+    parser.add_argument("--busy", action="store_true", help="beside a process that keeps a core")
     parser.add_argument("--community", type=Path, help="the file of diffusers' NullTextPipeline")
     parser.add_argument(
         "--out", type=Path,
@@ -89,7 +92,8 @@ def main() -> None:
     for section in named or [each for each in SECTIONS if each not in left_out]:
         started = time.monotonic()
         name = f"quick-{section}" if options.quick else section
-        for rows in _parts(section, config, sides, repeats, dtype, device, pipeline):
+        parts = _parts(section, config, sides, repeats, dtype, device, pipeline)
+        for rows in parts if not options.busy else _busy(parts):
             for row in rows:
                 print(
                     f"{row.section:<10} {row.provider:<16} {row.case:<34} {row.dtype:<8}"
@@ -97,6 +101,13 @@ def main() -> None:
                 )
             write_rows(rows, out / f"{name}.csv")
         print(f"{section}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+def _busy(parts: Iterator[list[Row]]) -> Iterator[list[Row]]:
+    """Measure beside a busy core, and say so in each case."""
+    with busy_core():
+        for rows in parts:
+            yield [replace(row, case=f"{row.case}, busy") for row in rows]
 
 
 def _parts(

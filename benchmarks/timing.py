@@ -1,14 +1,17 @@
-"""Interleaved timing, and peak memory of a process of its own."""
+"""Interleaved timing, on a busy machine if that is asked for, and peak memory of a process of its
+own.
+"""
 
+import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-__all__ = ["child_peak_mib", "interleaved", "own_peak_mib", "resident_peak_mib"]
+__all__ = ["busy_core", "child_peak_mib", "interleaved", "own_peak_mib", "resident_peak_mib"]
 
 
 def interleaved(
@@ -31,16 +34,28 @@ def interleaved(
     return times
 
 
+@contextlib.contextmanager
+def busy_core(asked: bool = True) -> Iterator[None]:
+    """Keep one core busy meanwhile, by a process that computes for ever."""
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if asked else None
+    try:
+        yield
+    finally:
+        if other is not None:
+            other.kill()
+            other.wait()
+
+
 def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
-def child_peak_mib(arguments: list[str]) -> tuple[float, float]:
-    """Run `peak.py`; return the two MiB that it prints last: before its work, and the peak."""
-    program = str(Path(__file__).with_name("peak.py"))
+def child_peak_mib(arguments: Sequence[str], program: str = "peak.py") -> tuple[float, float]:
+    """Run a program; return the two MiB that it prints last: before its work, and the peak."""
+    path = str(Path(__file__).with_name(program))
     done = subprocess.run(
-        [sys.executable, program, *arguments], capture_output=True, text=True, check=False
+        [sys.executable, path, *arguments], capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise RuntimeError(f"{arguments}: {done.stderr[-2000:]}")

@@ -7,12 +7,11 @@
 #include <unistd.h>
 
 #include <charconv>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <string_view>
-#include <tuple>
 
 namespace nti {
 namespace {
@@ -26,35 +25,41 @@ std::string stored(const std::string& dtype) {
   throw Refused("dtype: got " + dtype);
 }
 
-class Sha256 {
- public:
-  Sha256() : context_(EVP_MD_CTX_new(), EVP_MD_CTX_free) {
-    EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr);
-  }
-  void add(const char* data, size_t size) { EVP_DigestUpdate(context_.get(), data, size); }
-  std::string hex() {
-    unsigned char found[32];
-    EVP_DigestFinal_ex(context_.get(), found, nullptr);
-    char text[65];
-    for (int i = 0; i < 32; i++) std::snprintf(text + 2 * i, 3, "%02x", found[i]);
-    return text;
-  }
+std::string sha256(std::initializer_list<std::string_view> parts) {
+  std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context(EVP_MD_CTX_new(), EVP_MD_CTX_free);
+  EVP_DigestInit_ex(context.get(), EVP_sha256(), nullptr);
+  for (std::string_view part : parts) EVP_DigestUpdate(context.get(), part.data(), part.size());
+  unsigned char found[32];
+  EVP_DigestFinal_ex(context.get(), found, nullptr);
+  char hex[65];
+  for (int i = 0; i < 32; i++) std::snprintf(hex + 2 * i, 3, "%02x", found[i]);
+  return hex;
+}
 
- private:
-  std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context_;
-};
+// A file's bytes, as the system maps them.
+std::shared_ptr<const std::string_view> mapped(const std::string& path) {
+  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  struct stat facts {};
+  fstat(file, &facts);
+  const size_t size = static_cast<size_t>(facts.st_size);
+  void* first = mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file, 0);  // fails for what is no file
+  if (file >= 0) close(file);
+  if (first == MAP_FAILED) throw Refused(path + ": cannot be read");
+  auto unmap = [](const std::string_view* bytes) {
+    munmap(const_cast<char*>(bytes->data()), bytes->size());
+    delete bytes;
+  };
+  return {new std::string_view(static_cast<const char*>(first), size), unmap};
+}
 
 // A number as Python's repr: the shortest digits that give it, with an exponent below 1e-4 and from
 // 1e16 on.
 std::string as_python(double value) {
+  const bool plain = value == 0 || (std::abs(value) >= 1e-4 && std::abs(value) < 1e16);
+  const auto format = plain ? std::chars_format::fixed : std::chars_format::scientific;
   char text[32];
-  auto end = std::to_chars(text, text + sizeof text, value, std::chars_format::scientific).ptr;
-  std::string scientific(text, end);
-  int exponent = std::stoi(scientific.substr(scientific.find('e') + 1));
-  if (exponent < -4 || exponent >= 16) return scientific;
-  end = std::to_chars(text, text + sizeof text, value, std::chars_format::fixed).ptr;
-  std::string fixed(text, end);
-  return fixed.find('.') == std::string::npos ? fixed + ".0" : fixed;
+  const std::string found(text, std::to_chars(text, text + sizeof text, value, format).ptr);
+  return plain && found.find('.') == std::string::npos ? found + ".0" : found;
 }
 
 // JSON as Python's json.dumps(sort_keys=True) writes it, over which a digest is taken.
@@ -70,89 +75,58 @@ std::string as_python(const Json& value) {
   return value.is_object() ? "{" + found + "}" : "[" + found + "]";
 }
 
-std::string digest(const Json& header, const Json& entries, const char* body, size_t size) {
-  std::string text = as_python(Json::array({header, entries}));
-  Sha256 hash;
-  hash.add(text.data(), text.size());
-  hash.add(body, size);
-  return hash.hex();
-}
-
-// A safetensors file's JSON, and where its tensors begin.
-std::pair<Json, size_t> entries_of(const std::string& path, std::string_view bytes) {
-  uint64_t length = 0;
-  if (bytes.size() >= 8) std::memcpy(&length, bytes.data(), 8);
-  if (bytes.size() < 8 || length > bytes.size() - 8)
-    throw Refused(path + ": got no safetensors file");
-  try {
-    return {Json::parse(bytes.substr(8, length)), 8 + length};
-  } catch (const Json::exception&) {
-    throw Refused(path + ": got no safetensors file");
-  }
-}
-
-// What a file says of one tensor, once its bytes have proved to be there.
-struct Entry {
-  std::string dtype;
-  std::vector<int64_t> shape;
-  size_t first, past;
-};
-
-Entry entry_of(const std::string& path, const Json& entry, size_t start, size_t size) {
-  auto dtype = DTYPES.find(entry.at("dtype").get<std::string>());
-  if (dtype == DTYPES.end())
-    throw Refused(path + ": got a tensor of " + entry.at("dtype").get<std::string>() +
-                  ", expected float32: save it without --store");
-  Entry found{dtype->second, entry.at("shape"), entry.at("data_offsets").at(0).get<size_t>(),
-              entry.at("data_offsets").at(1).get<size_t>()};
-  size_t expected = Tensor::width(found.dtype);
-  for (int64_t side : found.shape) {
-    if (side < 0 || (side > 0 && expected > size / static_cast<size_t>(side)))
-      throw Refused(path + ": got a tensor that is larger than its file");
-    expected *= static_cast<size_t>(side);
-  }
-  if (found.first > found.past || found.past > size - start || found.past - found.first != expected)
-    throw Refused(path + ": got a tensor that is cut");
-  found.first += start, found.past += start;
-  return found;
+std::string digest(const Json& header, const Json& entries, std::string_view body) {
+  return sha256({as_python(Json::array({header, entries})), body});
 }
 
 }  // namespace
 
-std::string read_bytes(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string bytes(std::istreambuf_iterator<char>(file), {});
-  if (!file) throw Refused(path + ": cannot be read");
-  return bytes;
+MappedFile::MappedFile(const std::string& path) : path_(path), bytes_(mapped(path)) {
+  uint64_t length = 0;
+  if (bytes_->size() >= 8) std::memcpy(&length, bytes_->data(), 8);
+  if (bytes_->size() >= 8 && length <= bytes_->size() - 8)
+    entries_ = Json::parse(bytes_->substr(8, length), nullptr, false);
+  if (!entries_.is_object()) throw Refused(path + ": got no safetensors file");
+  body_ = bytes_->substr(8 + length);
+  metadata_ = entries_.value("__metadata__", Json::object());
+  entries_.erase("__metadata__");
 }
 
-std::string sha256_of_file(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw Refused(path + ": no such file");
-  Sha256 hash;
-  std::vector<char> part(1 << 20);
-  while (file.read(part.data(), static_cast<long>(part.size())), file.gcount() > 0)
-    hash.add(part.data(), file.gcount());
-  return hash.hex();
+View MappedFile::view(const std::string& name) const {
+  if (!entries_.contains(name)) throw Refused(path_ + ": got no tensor " + name);
+  const Json& entry = entries_[name];
+  const std::string stored = entry.at("dtype");
+  if (!DTYPES.contains(stored))
+    throw Refused(path_ + ": got a tensor of " + stored +
+                  ", expected float32: save it without --store");
+  const std::string& dtype = DTYPES.at(stored);
+  const std::vector<int64_t> shape = entry.at("shape");
+  const size_t first = entry.at("data_offsets").at(0), past = entry.at("data_offsets").at(1);
+  size_t expected = Tensor::width(dtype);
+  bool fits = first <= past && past <= body_.size();
+  for (int64_t side : shape) {
+    fits = fits && side >= 0 && (side == 0 || expected <= body_.size() / static_cast<size_t>(side));
+    expected *= static_cast<size_t>(side);
+  }
+  if (!fits || past - first != expected) throw Refused(path_ + ": got a tensor that is cut");
+  return {dtype, shape, body_.substr(first, expected)};
 }
+
+Tensor MappedFile::tensor(const std::string& name) const {
+  const View found = view(name);
+  return {found.dtype, found.shape, {found.bytes.begin(), found.bytes.end()}};
+}
+
+std::string sha256_of_file(const std::string& path) { return sha256({*mapped(path)}); }
 
 TensorFile read_tensors(const std::string& path, const std::string& key) {
-  std::string bytes = read_bytes(path);
-  auto [entries, start] = entries_of(path, bytes);
-  Json metadata = entries.value("__metadata__", Json::object());
-  entries.erase("__metadata__");
-  if (!metadata.contains(key)) throw Refused(path + ": got a file without \"" + key + "\"");
-  TensorFile found{Json::parse(metadata[key].get<std::string>()), {}};
-  std::string expected = found.header.value("digest", "");
+  const MappedFile file(path);
+  if (!file.metadata().contains(key)) throw Refused(path + ": got a file without \"" + key + "\"");
+  TensorFile found{Json::parse(file.metadata()[key].get<std::string>()), file};
+  const std::string expected = found.header.value("digest", "");
   found.header.erase("digest");
-  if (digest(found.header, entries, bytes.data() + start, bytes.size() - start) != expected)
+  if (digest(found.header, file.entries(), file.body()) != expected)
     throw Refused(path + ": does not agree with its digest: take another copy");
-  for (const auto& [name, entry] : entries.items()) {
-    Entry each = entry_of(path, entry, start, bytes.size());
-    auto first = bytes.begin() + static_cast<long>(each.first);
-    auto past = bytes.begin() + static_cast<long>(each.past);
-    found.tensors.emplace(name, Tensor{each.dtype, each.shape, std::vector<char>(first, past)});
-  }
   return found;
 }
 
@@ -167,7 +141,7 @@ void write_tensors(const std::string& path, const std::string& key, Json header,
                      {"shape", tensor.shape},
                      {"data_offsets", {first, body.size()}}};
   }
-  header["digest"] = digest(header, entries, body.data(), body.size());
+  header["digest"] = digest(header, entries, body);
   entries["__metadata__"] = {{key, as_python(header)}};
   std::string text = entries.dump();
   text.append((8 - text.size() % 8) % 8, ' ');
@@ -196,8 +170,8 @@ void check_output(const std::string& path, const std::string& key) {
 }
 
 Json read_manifest(const std::string& folder, const std::string& format) {
-  Json manifest = Json::parse(read_bytes(folder + "/manifest.json"), nullptr, false);
-  if (!manifest.is_object() || manifest.value("format", "") != "nti-export-1")
+  Json manifest = Json::parse(*mapped(folder + "/manifest.json"), nullptr, false);
+  if (!manifest.is_object() || manifest.value("format", "") != "nti-export-2")
     throw Refused(folder + ": expected a folder that `nti export` has finished");
   if (manifest.at("batch") != 1 || manifest.at("device") != "cpu")
     throw Refused(folder + ": expected an export for a CPU with --batch 1");
@@ -209,39 +183,6 @@ Json read_manifest(const std::string& folder, const std::string& format) {
     if (sha256_of_file(folder + "/" + name) != entry.at("sha256"))
       throw Refused(folder + "/" + name + ": was changed since it was exported: export anew");
   return manifest;
-}
-
-MappedFile::MappedFile(const std::string& path) : path_(path) {
-  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  struct stat facts {};
-  if (file >= 0 && fstat(file, &facts) == 0 && facts.st_size > 0) {
-    size_ = static_cast<size_t>(facts.st_size);
-    void* mapped = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file, 0);
-    bytes_ = mapped == MAP_FAILED ? nullptr : static_cast<const char*>(mapped);
-  }
-  if (file >= 0) close(file);
-  if (bytes_ == nullptr) throw Refused(path + ": cannot be read");
-  try {
-    std::tie(entries_, start_) = entries_of(path, {bytes_, size_});
-  } catch (...) {
-    munmap(const_cast<char*>(bytes_), size_);
-    throw;
-  }
-}
-
-MappedFile::~MappedFile() { munmap(const_cast<char*>(bytes_), size_); }
-
-Tensor MappedFile::tensor(const std::string& name) const {
-  Entry each = entry_of(path_, entries_.at(name), start_, size_);
-  return {each.dtype, each.shape, std::vector<char>(bytes_ + each.first, bytes_ + each.past)};
-}
-
-const char* MappedFile::data(const std::string& name) const {
-  return bytes_ + entry_of(path_, entries_.at(name), start_, size_).first;
-}
-
-std::string MappedFile::dtype(const std::string& name) const {
-  return entry_of(path_, entries_.at(name), start_, size_).dtype;
 }
 
 }  // namespace nti

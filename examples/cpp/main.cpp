@@ -15,9 +15,10 @@
 namespace {
 
 const char* const USAGE =
-    "usage: %s [--threads N] invert FOLDER PLAN IMAGE.png OUT.nti.safetensors\n"
-    "       %s [--threads N] reconstruct FOLDER INVERSION PLAN OUT.png\n"
-    "       %s [--threads N] edit FOLDER INVERSION PLAN OUT.png\n";
+    "expected one of\n"
+    "  [--threads N] invert FOLDER PLAN IMAGE.png OUT.nti.safetensors\n"
+    "  [--threads N] reconstruct FOLDER INVERSION PLAN OUT.png\n"
+    "  [--threads N] edit FOLDER INVERSION PLAN OUT.png";
 
 [[noreturn]] void fail(const std::string& message) {
   std::fprintf(stderr, "nti: %s\n", message.c_str());
@@ -58,16 +59,11 @@ int show(void*, int done, int total) {
 
 }  // namespace
 
-namespace {
-
-int run(int count, char** given) {
+int main(int count, char** given) try {
   int threads = 1, first = 1;
   if (count > 2 && std::strcmp(given[1], "--threads") == 0) threads = std::atoi(given[2]), first = 3;
-  if (count - first != 5) {
-    std::fprintf(stderr, USAGE, given[0], given[0], given[0]);
-    return 2;
-  }
-  const std::string command = given[first];
+  const std::string command = count - first == 5 ? given[first] : "";
+  if (command != "invert" && command != "reconstruct" && command != "edit") fail(USAGE);
   char** files = given + first + 1;
   nti_model* opened = nullptr;
   const nti_status status = nti_open(files[0], threads, &opened);
@@ -88,7 +84,7 @@ int run(int count, char** given) {
     std::vector<uint8_t> pixels(size);
     check(nti_reconstruct(opened, files[1], files[2], pixels.data(), show, nullptr));
     write_png(files[3], pixels.data(), width, height);
-  } else if (command == "edit") {
+  } else {
     std::vector<uint8_t> pixels(size * edits);
     check(nti_edit(opened, files[1], files[2], pixels.data(), show, nullptr));
     const std::filesystem::path name = files[3];
@@ -99,19 +95,8 @@ int run(int count, char** given) {
                                   name.extension().string());
       write_png(numbered.string(), pixels.data() + e * size, width, height);
     }
-  } else {
-    std::fprintf(stderr, USAGE, given[0], given[0], given[0]);
-    return 2;
   }
   return 0;
-}
-
-}  // namespace
-
-int main(int count, char** given) {
-  try {
-    return run(count, given);
-  } catch (const std::exception& error) {
-    fail(error.what());
-  }
+} catch (const std::exception& error) {
+  fail(error.what());
 }

@@ -26,16 +26,12 @@ nti_status guarded(nti_model* handle, Call call) {
   } catch (const nti::Json::exception& error) {
     handle->error = std::string("a file lacks what is expected of it: ") + error.what();
     return NTI_REFUSED;
-  } catch (const std::out_of_range&) {
-    handle->error = "a file lacks a tensor that is expected of it";
-    return NTI_REFUSED;
   } catch (const std::exception& error) {
     handle->error = error.what();
-    return NTI_FAILED;
   } catch (...) {
     handle->error = "an unknown error";
-    return NTI_FAILED;
   }
+  return NTI_FAILED;
 }
 
 nti::Model& opened(nti_model* handle) {

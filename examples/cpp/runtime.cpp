@@ -14,25 +14,25 @@ Tensor Tensor::zeros(std::string dtype, std::vector<int64_t> shape) {
   return made;
 }
 
-Tensor Tensor::number(float value) {
-  Tensor made = zeros("float32", {});
-  made.floats()[0] = value;
+Tensor Tensor::scalar(std::string dtype, const void* value) {
+  Tensor made = zeros(std::move(dtype), {});
+  std::memcpy(made.bytes.data(), value, made.bytes.size());
   return made;
 }
 
-Tensor Tensor::integer(int64_t value) {
-  Tensor made = zeros("int64", {});
-  std::memcpy(made.bytes.data(), &value, sizeof value);
-  return made;
-}
-
-Tensor Tensor::row(int64_t index) const {
-  if (shape.empty() || index < 0 || index >= shape[0])
+Tensor Tensor::part(int64_t first, int64_t count) const {
+  if (first < 0 || count < 0 || first + count > rows())
     throw Refused("got a tensor with less rows than it needs");
-  Tensor one{dtype, shape, {}};
-  one.shape[0] = 1;
-  const long size = static_cast<long>(one.count() * width(dtype));
-  one.bytes.assign(bytes.begin() + index * size, bytes.begin() + (index + 1) * size);
+  Tensor some{dtype, shape, {}};
+  some.shape[0] = count;
+  const long row = static_cast<long>(bytes.size() / static_cast<size_t>(rows()));
+  some.bytes.assign(bytes.begin() + first * row, bytes.begin() + (first + count) * row);
+  return some;
+}
+
+Tensor Tensor::at(int64_t index) const {
+  Tensor one = part(index);
+  one.shape.erase(one.shape.begin());
   return one;
 }
 

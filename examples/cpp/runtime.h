@@ -28,15 +28,18 @@ struct Tensor {
 
   static size_t width(const std::string& dtype);
   static Tensor zeros(std::string dtype, std::vector<int64_t> shape);
-  static Tensor number(float value);
-  static Tensor integer(int64_t value);
+  static Tensor scalar(std::string dtype, const void* value);
+  static Tensor number(float value) { return scalar("float32", &value); }
+  static Tensor integer(int64_t value) { return scalar("int64", &value); }
 
   int64_t count() const {
     return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
   }
   float* floats() { return reinterpret_cast<float*>(bytes.data()); }
   const float* floats() const { return reinterpret_cast<const float*>(bytes.data()); }
-  Tensor row(int64_t index) const;  // (1, ...) of the first dimension
+  int64_t rows() const { return shape.empty() ? 0 : shape[0]; }
+  Tensor part(int64_t first, int64_t count = 1) const;  // rows, (count, ...)
+  Tensor at(int64_t index) const;                        // one row, (...)
 };
 
 Tensor joined(const std::vector<Tensor>& parts);  // along the first dimension

@@ -7,6 +7,7 @@
 #include <torch/version.h>
 
 #include <fstream>
+#include <iterator>
 #include <set>
 #include <sstream>
 
@@ -35,10 +36,9 @@ class Packages : public Runtime {
       auto package = std::make_unique<torch::inductor::AOTIModelPackageLoader>(path, "model", true);
       std::unordered_map<std::string, at::Tensor> constants;
       for (const std::string& weight : package->get_constant_fqns()) {
-        if (!weights.has(weight)) throw Refused(path + ": got no weight " + weight);
-        constants[weight] = at::from_blob(const_cast<char*>(weights.data(weight)),
-                                          weights.shape(weight),
-                                          TYPES.at(weights.dtype(weight)));
+        const View found = weights.view(weight);
+        constants[weight] = at::from_blob(const_cast<char*>(found.bytes.data()), found.shape,
+                                          TYPES.at(found.dtype));
       }
       // Not copied: all packages share them. A package that runs without its weights crashes.
       package->load_constants(constants, false, true, true);
@@ -78,14 +78,12 @@ class Packages : public Runtime {
   // What this processor knows, as Linux names it.
   static std::set<std::string> instructions() {
     std::ifstream file("/proc/cpuinfo");
-    std::set<std::string> found;
     for (std::string line; std::getline(file, line);)
       if (line.starts_with("flags") || line.starts_with("Features")) {
         std::istringstream words(line.substr(line.find(':') + 1));
-        for (std::string word; words >> word;) found.insert(word);
-        break;
+        return {std::istream_iterator<std::string>(words), {}};
       }
-    return found;
+    return {};
   }
 
   static std::string name_of(at::ScalarType type) {

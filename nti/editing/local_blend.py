@@ -14,7 +14,7 @@ from nti.arguments import a_number, shown, texts
 from nti.editing.alignment import has_word, token_positions
 from nti.networks.tokenizer import TokenizedPrompt
 
-__all__ = ["BlendWords", "LocalBlend", "blend_mask"]
+__all__ = ["BlendWords", "LocalBlend", "blend_mask", "changing_region"]
 
 Words = str | Sequence[str]
 """A word or phrase; or several, separated by commas or in a sequence."""
@@ -31,7 +31,7 @@ POOL = 3
 
 
 def blend_mask(
-    maps: Tensor, size: tuple[int, int], *, pool: bool, threshold: float = THRESHOLD
+    maps: Tensor, size: tuple[int, int], *, pool: bool, threshold: float | Tensor = THRESHOLD
 ) -> Tensor:
     """Word maps summed so far (R, h', w') -> (R, h, w) bool: above a share of each maximum.
 
@@ -42,6 +42,37 @@ def blend_mask(
         x = F.max_pool2d(x, POOL, stride=1, padding=POOL // 2)
     x = F.interpolate(x, size=size)[:, 0]
     return x > threshold * x.amax(dim=(1, 2), keepdim=True)
+
+
+def changing_region(
+    maps: Tensor,
+    size: tuple[int, int],
+    blends: Tensor,
+    subtracts: Tensor,
+    threshold: float | Tensor = THRESHOLD,
+) -> Tensor:
+    """Where each edit may change the image.
+
+    Args:
+        maps: (1 + E, 2 E, h', w'), source first, summed over the steps so far.
+        size: (h, w) of the latent.
+        blends: (E,) bool, see `LocalBlend`.
+        subtracts: (E,) bool.
+        threshold: see `THRESHOLD`.
+
+    Returns:
+        (E, h, w) bool: the edit's mask united with the source's, less the subtracted, likewise.
+
+    """
+    pairs = rearrange(maps, "rows (edits pair) h w -> rows edits pair h w", pair=2)
+    of_source, of_edit = pairs[0], torch.stack([pairs[1 + e, e] for e in range(len(blends))])
+    keep, drop = (
+        blend_mask(of_edit[:, i], size, pool=i == 0, threshold=threshold)
+        | blend_mask(of_source[:, i], size, pool=i == 0, threshold=threshold)
+        for i in range(2)
+    )
+    blends, subtracts = (x[:, None, None] for x in (blends, subtracts))
+    return (keep | ~blends) & ~(drop & subtracts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,26 +142,8 @@ class LocalBlend:
         return int(self.start * steps)
 
     def mask(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
-        """Where each edit may change the image.
-
-        Args:
-            maps: (1 + E, 2 E, h', w'), source first, summed over the steps so far.
-            size: (h, w) of the latent.
-
-        Returns:
-            (E, h, w) bool: the edit's mask united with the source's, less the subtracted, likewise.
-
-        """
-        edits = torch.arange(len(self.blends), device=maps.device)
-        pairs = rearrange(maps, "rows (edits pair) h w -> rows edits pair h w", pair=2)
-        of_source, of_edit = pairs[0], pairs[1 + edits, edits]
-        keep, drop = (
-            blend_mask(of_edit[:, i], size, pool=i == 0, threshold=self.threshold)
-            | blend_mask(of_source[:, i], size, pool=i == 0, threshold=self.threshold)
-            for i in range(2)
-        )
-        blends, subtracts = (x[:, None, None] for x in (self.blends, self.subtracts))
-        return (keep | ~blends) & ~(drop & subtracts)
+        """Return `changing_region` (E, h, w) of maps (1 + E, 2 E, h', w') summed so far."""
+        return changing_region(maps, size, self.blends, self.subtracts, self.threshold)
 
 
 def _require_somewhere(

@@ -1,6 +1,5 @@
 """A model as a folder that a runtime loads: its functions, its weights once, and a manifest."""
 
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from nti.export.manifest import (
     file_entry,
     function_entry,
     instructions,
+    inversion_header,
     is_export,
     optimization,
     schedule_tables,
@@ -33,6 +33,7 @@ from nti.export.manifest import (
 )
 from nti.export.trace import stored_weights, traced
 from nti.files import part_folder
+from nti.inversion.methods import METHODS
 from nti.inversion.provenance import describe_versions
 from nti.inversion.settings import InversionSettings
 from nti.model import StableDiffusion
@@ -154,7 +155,8 @@ def _write_all(
         schedule=schedule_tables(model.schedule(settings.steps)),
         optimization=optimization(settings, model),
         blend=dict(BLEND),
-        networks=json.dumps(model.fingerprint.numbers, sort_keys=True),
+        inversion=inversion_header(settings, model, size),
+        methods=[name for name, row in METHODS.items() if row.edits_as_null_text],
         versions=_versions(model, formats),
         instructions=instructions() if "aoti" in formats else [],
     )

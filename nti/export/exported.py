@@ -1,6 +1,5 @@
 """An exported folder in Python: to check it, to measure it, and to run the algorithms on it."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +93,7 @@ def load_exported(
 def _fingerprint(folder: Path, manifest: Manifest) -> Fingerprint:
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         samples = {name: file.get_tensor(f"fingerprint.{name}") for name in NETWORKS}
-    return Fingerprint(samples, json.loads(manifest.networks))
+    return Fingerprint(samples, manifest.inversion["networks"])
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from nti.editing.local_blend import THRESHOLD, changing_region
 from nti.model import StableDiffusion
 from nti.networks.control import AttentionControl, Fold
 from nti.sampling.schedule import StepCoefficients
@@ -24,7 +25,7 @@ from nti.sampling.step import (
 
 __all__ = ["FUNCTIONS", "Function", "functions_of"]
 
-FUNCTIONS = ("text", "encode", "decode", "noise", "guided", "controlled", "iteration")
+FUNCTIONS = ("text", "encode", "decode", "noise", "guided", "controlled", "blend", "iteration")
 
 Outputs = tuple[Tensor, ...]
 
@@ -100,6 +101,14 @@ def functions_of(
         assert maps is not None
         return predicted, maps.to(latent.dtype)
 
+    def blend(
+        latent: Tensor, source: Tensor, maps: Tensor, blends: Tensor, subtracts: Tensor,
+        threshold: Tensor,
+    ) -> Outputs:  # fmt: skip
+        h, w = latent.shape[2:]
+        region = changing_region(maps, (h, w), blends.bool(), subtracts.bool(), threshold)
+        return (torch.where(region[:, None], latent, source),)
+
     def iteration(
         uncond: Tensor, mean: Tensor, square: Tensor, count: Tensor, active: Tensor,
         latent: Tensor, timestep: Tensor, eps_cond: Tensor, target: Tensor, of_latent: Tensor,
@@ -154,6 +163,12 @@ def functions_of(
             ("eps", "maps"),
         ),
         Function(
+            "blend",
+            _Part("blend", nn.Identity(), blend),
+            {"latent": make.latent(edits), "source": make.latent(1), **make.blend(edits)},
+            ("blended",),
+        ),
+        Function(
             "iteration",
             _Part("unet", unet, iteration),
             {
@@ -186,6 +201,7 @@ class _Inputs:
         self.tokens_each, self.context_width = config.text.context_length, config.text.width
         self.vocabulary = config.text.vocab_size
         self.train_steps = config.schedule.train_steps
+        self.map_scale = 2**config.unet.word_map_level
         self.device, self.dtype = model.device, model.state_dtype
         self.generator = torch.Generator().manual_seed(seed)
         self.seed = seed
@@ -230,4 +246,15 @@ class _Inputs:
             "source_rows": source,
             "self_rows": self_rows,
             "words": (self._normal(1 + edits, tokens, 2 * edits) > 1).to(self.dtype),
+        }
+
+    def blend(self, edits: int) -> dict[str, Tensor]:
+        """Return what `changing_region` takes: maps, and edits all of which blend and subtract."""
+        side = self.side * self.map_scale
+        marks = torch.ones(edits, dtype=torch.uint8, device=self.device)
+        return {
+            "maps": self._normal(1 + edits, 2 * edits, self.height // side, self.width // side),
+            "blends": marks,
+            "subtracts": marks.clone(),
+            "threshold": self.number(THRESHOLD),
         }

@@ -13,9 +13,13 @@ from typing import Any
 
 from torch import Tensor
 
+from nti import __version__
 from nti.editing.local_blend import POOL, START, THRESHOLD
 from nti.export.functions import Function
 from nti.files import write_file
+from nti.image import Placement
+from nti.inversion.inversion_file import Header, header_words
+from nti.inversion.provenance import Provenance
 from nti.inversion.settings import InversionSettings
 from nti.model import StableDiffusion
 from nti.sampling.schedule import Schedule
@@ -34,6 +38,7 @@ __all__ = [
     "file_entry",
     "function_entry",
     "instructions",
+    "inversion_header",
     "is_export",
     "optimization",
     "read_manifest",
@@ -41,7 +46,7 @@ __all__ = [
     "write_manifest",
 ]
 
-FORMAT = "nti-export-1"
+FORMAT = "nti-export-2"
 NAME = "manifest.json"
 WEIGHTS = "weights.safetensors"
 
@@ -115,8 +120,10 @@ class Manifest:
     """See `optimization`."""
     blend: dict[str, float]
     """See `BLEND`."""
-    networks: str
-    """What an inversion says of the model, as JSON: a runtime that writes one copies it."""
+    inversion: dict[str, Any]
+    """See `inversion_header`."""
+    methods: list[str]
+    """Whose inversions `controlled` and `blend` edit as they do those of null-text."""
     versions: dict[str, str]
     """Of nti, torch and the rest."""
     instructions: list[str]
@@ -152,6 +159,21 @@ def optimization(settings: InversionSettings, model: StableDiffusion) -> dict[st
         "beta_2": BETA_2,
         "epsilon": EPSILON,
     }
+
+
+def inversion_header(
+    settings: InversionSettings, model: StableDiffusion, size: tuple[int, int]
+) -> dict[str, Any]:
+    """Return the header of an inversion that a runtime writes.
+
+    The runtime puts in the prompt, the iterations, and the SHA-256 of the image's file.
+    """
+    box = (0, 0, *size)
+    made = Provenance(None, settings.table(model), {"nti": __version__})
+    w = model.config.guidance_scale
+    placement = Placement(original=size, taken=box, size=size, filled=box)
+    header = Header("", settings.method, w, model.config.name, placement, made, [])
+    return header_words(header, model.fingerprint)
 
 
 def function_entry(

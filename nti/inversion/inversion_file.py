@@ -19,7 +19,7 @@ from nti.inversion.provenance import Provenance
 from nti.inversion.tensor_file import LARGEST, TensorFile, encode_tensors, read_tensors
 from nti.weights_loader.metadata import convert, printable
 
-__all__ = ["KEY", "OPTIONAL", "Header", "InversionFileError", "encode", "read"]
+__all__ = ["KEY", "OPTIONAL", "Header", "InversionFileError", "encode", "header_words", "read"]
 
 KEY = "inversion"
 """The metadata's key under which the header is."""
@@ -82,11 +82,15 @@ def encode(
         kept[name] = kept[name].to(dtype)
         if not kept[name].isfinite().all():
             raise ValueError(f"dtype: got {dtype}, expected one that can hold all of {name}")
-    words = {**asdict(header), "format": FORMATS[-1]}
     if weights is not None:
         kept |= {WEIGHTS[network]: weights.samples[network] for network in NETWORKS}
-        words["networks"] = weights.numbers
-    return encode_tensors(KEY, words, kept)
+    return encode_tensors(KEY, header_words(header, weights), kept)
+
+
+def header_words(header: Header, weights: Fingerprint | None) -> dict[str, Any]:
+    """Return the header of a file of format 3 as what JSON can hold."""
+    numbers = header.networks if weights is None else weights.numbers
+    return {**asdict(header), "format": FORMATS[-1], "networks": numbers}
 
 
 def read(path: str | Path) -> tuple[Header, dict[str, Tensor], Fingerprint | None]:

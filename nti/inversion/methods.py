@@ -90,6 +90,12 @@ class Method:
         return ", ".join(found) or "nothing"
 
     @property
+    def edits_as_null_text(self) -> bool:
+        """Whether null embeddings and latents are all that its edits take from an inversion."""
+        whole = self.edits_start == "own" and self.edits_mix == 1
+        return self.sampled and whole and self.eta == 0 and not (self.keeps or self.replayed)
+
+    @property
     def sampled(self) -> bool:
         """Whether it has a trajectory, from z_T to z_0."""
         return self.pivot != "none"

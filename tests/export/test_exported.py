@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch._inductor.cpu_vec_isa import VecAVX2, invalid_vec_isa
 
 import nti
@@ -17,6 +18,7 @@ from nti.export import aoti
 from nti.export.export import export
 from nti.export.exported import Exported, load_exported
 from nti.export.manifest import ExportError, read_manifest
+from nti.inversion.tensor_file import read_tensors
 from tiny import INPAINTING, make_model
 
 Change = Callable[[Path], None]
@@ -125,7 +127,7 @@ def test_other_inputs_are_refused(
     with pytest.raises(ExportError, match=message):
         exported("noise", *inputs)
     with pytest.raises(
-        ExportError, match="function: got 'step', expected one of controlled, decode"
+        ExportError, match="function: got 'step', expected one of blend, controlled, decode"
     ):
         exported("step")
 
@@ -222,3 +224,23 @@ def test_packages_without_vector_code_are_told_of(
             warnings.simplefilter("always")
             aoti.write_package(None, tmp_path / "x")  # type: ignore[arg-type]
         assert ["packages will be slow" in str(each.message) for each in heard] == [True] * told
+
+
+def test_the_manifest_holds_the_header_that_nti_itself_writes(
+    folder: Path, small: StableDiffusion, tmp_path: Path
+) -> None:
+    """But for what a runtime puts in."""
+    image = Image.new("RGB", (64, 64), "navy")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    made = nti.invert(small, image, "a cat", steps=manifest["steps"])
+    made.save(tmp_path / "x.nti.safetensors")
+    own = dict(read_tensors(tmp_path / "x.nti.safetensors", "inversion").header)
+    found = manifest["inversion"]
+    assert manifest["methods"][:2] == ["null-text", "null-text-fast"]
+    assert "direct" not in manifest["methods"]
+    for header in (own, found):
+        for name in ("prompt", "iterations"):
+            del header[name]
+        for name in ("image_sha256", "versions"):
+            del header["made"][name]
+    assert found == own

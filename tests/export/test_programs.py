@@ -199,6 +199,18 @@ def test_numbers_are_read_as_python_writes_them(
     assert done.returncode == 0, done.stderr
 
 
+def test_the_program_is_as_short_as_the_page_says() -> None:
+    sources = [*CPP.glob("*.h"), *CPP.glob("*.cpp")]
+    lines = [
+        line
+        for path in sources
+        if path.name != "onnx_runtime.cpp"
+        for line in path.read_text().splitlines()
+        if line.strip() and not line.strip().startswith(("//", "/*", "*"))
+    ]
+    assert 600 < len(lines) < 800
+
+
 def test_there_is_no_python_in_the_process(program: str, run: Run) -> None:
     files = (f"{program}.nti.safetensors", "plan.safetensors", f"{program}-again.png")
     done = run(program, "reconstruct", *files, LD_DEBUG="files")
@@ -216,7 +228,9 @@ REFUSED = {
     "one bit": ("edit", "bit.nti.safetensors", "plan.safetensors", "x.png", "with its digest"),
     "other edits": ("edit", "own.nti.safetensors", "one.safetensors", "x.png", "got 1 edits in 10"),
     "half": ("edit", "half.nti.safetensors", "plan.safetensors", "x.png", "tensor of F16"),
-    "rows": ("edit", "rows.nti.safetensors", "plan.safetensors", "x.png", "uncond: expected"),
+    "rows": ("edit", "rows.nti.safetensors", "plan.safetensors", "x.png", "got 2 null embeddings"),
+    "method": ("edit", "offsets.nti.safetensors", "plan.safetensors", "x.png", 'by "direct"'),
+    "shape": ("edit", "shape.nti.safetensors", "plan.safetensors", "x.png", "latent: expected"),
     "its own plan": (
         "invert", "plan.safetensors", "image.png", "plan.safetensors", "is there and no inversion",
     ),
@@ -238,6 +252,10 @@ def test_what_does_not_fit_is_refused(
     file = read_tensors(work / "own.nti.safetensors", "inversion")
     forged = {**file.tensors, "uncond": file.tensors["uncond"][:2]}
     write_tensors(work / "rows.nti.safetensors", "inversion", file.header, forged)
+    narrow = {**file.tensors, "latents": file.tensors["latents"][..., :8].contiguous()}
+    write_tensors(work / "shape.nti.safetensors", "inversion", file.header, narrow)
+    other = {**file.header, "method": "direct"}
+    write_tensors(work / "offsets.nti.safetensors", "inversion", other, file.tensors)
     command, *files, message = REFUSED[case]
     done = run(program, command, *files)
     assert done.returncode == 2 and message in done.stderr
