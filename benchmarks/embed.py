@@ -93,19 +93,21 @@ def steps(options: argparse.Namespace) -> Iterator[list[Row]]:
     with tempfile.TemporaryDirectory(dir=options.work) as place:
         folder = Path(place) / "export"
         started = time.perf_counter()
-        manifest = export(model, folder, size=side, formats=formats, only=TIMED)
+        manifest = export(model, folder, size=side, formats=formats, only=options.only)
         seconds = time.perf_counter() - started
         size = sum(each["bytes"] for each in manifest.files.values()) / 2**20
         weights = manifest.files["weights.safetensors"]["bytes"] / 2**20
         where = f"{model.config.name}, {side} px"
         yield [
             make_row(
-                "embed", "+".join(formats), f"export of 3 functions, {where}",
+                "embed", "+".join(formats), f"export of {len(options.only)} functions, {where}",
                 milliseconds=[1e3 * seconds], quality=size, unit="MiB on disk",
             ),
             make_row("embed", "all", f"weights, {where}", quality=weights, unit="MiB on disk"),
         ]  # fmt: skip
-        functions = [each for each in functions_of(model, (side, side), 1, 1) if each.name in TIMED]
+        functions = [
+            each for each in functions_of(model, (side, side), 1, 1) if each.name in options.only
+        ]
         fast = model.with_execution("compiled") if options.compiled else None
         for threads in options.threads:
             torch.set_num_threads(threads)
@@ -114,7 +116,7 @@ def steps(options: argparse.Namespace) -> Iterator[list[Row]]:
                 started = time.perf_counter()
                 exported[each] = load_exported(folder, each, threads=threads)
                 seconds = time.perf_counter() - started
-                case = f"load 3 functions, {where}, {threads} threads"
+                case = f"load {len(options.only)} functions, {where}, {threads} threads"
                 rows.append(make_row("embed", each, case, milliseconds=[1e3 * seconds]))
             other = (
                 openvino_calls(folder, functions, threads)
@@ -341,6 +343,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, help="pixels (default: the model's)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--format", nargs="+", default=["aoti", "onnx"], choices=["aoti", "onnx"])
+    parser.add_argument("--only", nargs="+", default=TIMED, choices=TIMED, help="functions")
     parser.add_argument("--openvino", action="store_true", help="time it, too, where installed")
     parser.add_argument(
         "--busy", action="store_true", help="beside a process that keeps a core, too"

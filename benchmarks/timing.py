@@ -11,7 +11,14 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["busy_core", "child_peak_mib", "interleaved", "own_peak_mib", "resident_peak_mib"]
+__all__ = [
+    "busy_core",
+    "child_peak_mib",
+    "interleaved",
+    "own_peak_mib",
+    "printed_by",
+    "resident_peak_mib",
+]
 
 
 def interleaved(
@@ -53,14 +60,19 @@ def _synchronize() -> None:
 
 def child_peak_mib(arguments: Sequence[str], program: str = "peak.py") -> tuple[float, float]:
     """Run a program; return the two MiB that it prints last: before its work, and the peak."""
+    base, peak = printed_by(program, arguments, 2)
+    return base, peak
+
+
+def printed_by(program: str, arguments: Sequence[str], count: int) -> list[float]:
+    """Run a program of this folder; return the numbers that it prints last."""
     path = str(Path(__file__).with_name(program))
     done = subprocess.run(
         [sys.executable, path, *arguments], capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise RuntimeError(f"{arguments}: {done.stderr[-2000:]}")
-    base, peak = map(float, done.stdout.split()[-2:])
-    return base, peak
+    return [float(number) for number in done.stdout.split()[-count:]]
 
 
 def own_peak_mib() -> float:
