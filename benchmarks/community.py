@@ -33,7 +33,7 @@ from peers import diffusers_unet
 from rows import Row, make_row
 from timing import interleaved
 
-__all__ = ["Pipeline", "community", "pipeline_class"]
+__all__ = ["PROVIDER", "THRESHOLD", "Community", "Pipeline", "community", "pipeline_class"]
 
 PROVIDER = "NullTextPipeline"
 W, INNER_STEPS, THRESHOLD = 7.5, 10, 1e-5

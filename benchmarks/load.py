@@ -18,7 +18,7 @@ from nti.model import CONFIG_KEY, layouts
 from rows import Row, make_row
 from timing import child_peak_mib
 
-__all__ = ["load"]
+__all__ = ["load", "write_checkpoint"]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
@@ -27,7 +27,7 @@ def load(config: ModelConfig, repeats: int, device: torch.device) -> Iterator[li
     """Write a checkpoint of random weights in each dtype and load it as float32 and float16."""
     with tempfile.TemporaryDirectory() as folder:
         for stored in DTYPES:
-            path, weights = _write(config, DTYPES[stored], Path(folder) / "x.safetensors")
+            path, weights = write_checkpoint(config, DTYPES[stored], Path(folder) / "x.safetensors")
             gigabytes = path.stat().st_size / 1e9
             for wanted, dtype in DTYPES.items():
                 times = []
@@ -47,7 +47,7 @@ def load(config: ModelConfig, repeats: int, device: torch.device) -> Iterator[li
             path.unlink()
 
 
-def _write(config: ModelConfig, dtype: torch.dtype, path: Path) -> tuple[Path, int]:
+def write_checkpoint(config: ModelConfig, dtype: torch.dtype, path: Path) -> tuple[Path, int]:
     """Write a whole checkpoint; return it and the number of weights."""
     model = random_model(config, dtype, torch.device("cpu"), whole=True)
     tensors = {}
