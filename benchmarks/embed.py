@@ -9,15 +9,12 @@
 provider in turns, with every number of threads that is asked for. `--busy` does it once more beside
 a process that keeps a core busy, `--compiled` adds torch.compile, which takes minutes for a
 function and number of threads. The memory is the peak of a process that calls one function alone.
-`programs` inverts a sample from file to file, without Python and with it.
+`programs` inverts and edits a sample from file to file, without Python and with it.
 """
 
 import argparse
 import json
-import os
 import re
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,8 +26,8 @@ from torch import Tensor
 
 import nti
 from cases import random_model
+from embed_programs import embed_model, programs
 from nti.config import SD_V1
-from nti.demo import sample_image
 from nti.export.export import export
 from nti.export.exported import Exported, load_exported
 from nti.export.functions import Function, functions_of
@@ -77,7 +74,7 @@ def openvino_calls(folder: Path, functions: Sequence[Function], threads: int) ->
     for function in functions:
         if function.name == "iteration":
             continue
-        compiled = core.compile_model(str(folder / f"{function.name}.onnx"), "CPU", settings)
+        compiled = core.compileembed_model(str(folder / f"{function.name}.onnx"), "CPU", settings)
         given = [x.numpy() for x in function.inputs.values()]
         calls[function.name] = lambda run=compiled, given=given: [
             torch.from_numpy(x) for x in list(run(given).values())
@@ -87,7 +84,7 @@ def openvino_calls(folder: Path, functions: Sequence[Function], threads: int) ->
 
 def steps(options: argparse.Namespace) -> Iterator[list[Row]]:
     """Yield the rows of each number of threads."""
-    model = _model(options.full)
+    model = embed_model(options.full)
     side = options.side or model.config.image_size
     formats = options.format
     with tempfile.TemporaryDirectory(dir=options.work) as place:
@@ -209,92 +206,17 @@ def one(options: argparse.Namespace) -> None:
         for port in entry.inputs
     ]  # fmt: skip
     if options.provider == "eager":
-        model = _model(options.full)
+        model = (
+            random_model(SD_V1, torch.float32, torch.device("cpu"))
+            if options.full
+            else nti.load_model()
+        )
         call: Call = partial(by_steps, model, name, inputs)
     else:
         call = partial(load_exported(options.folder, options.provider), name, *inputs)
     for _ in range(2):
         call()
     print(base, resident_peak_mib())
-
-
-def _model(full: bool) -> StableDiffusion:
-    if not full:
-        return nti.load_model()
-    return random_model(SD_V1, torch.float32, torch.device("cpu"), whole=True)
-
-
-MEASURED = """
-import resource, subprocess, sys, time
-started = time.perf_counter()
-done = subprocess.run(sys.argv[1:], capture_output=True, text=True)
-seconds = time.perf_counter() - started
-peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-print(done.returncode, seconds, peak)
-"""
-"""Run a program from a small process: its peak would be at least that of a large one."""
-
-
-def measured(command: Sequence[object], code: int = 0) -> tuple[float, float]:
-    """Return the seconds and peak MiB of a command, which has to end with a code."""
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", MEASURED, *map(str, command)], capture_output=True, text=True,
-        check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    found, seconds, peak = done.stdout.split()
-    if int(found) != code:
-        raise RuntimeError(f"{command}: ended with {found}")
-    return float(seconds), float(peak)
-
-
-def programs(options: argparse.Namespace) -> Iterator[list[Row]]:
-    """Yield rows of whole programs with one thread: the start, and an inversion of 50 steps."""
-    from PIL import Image
-
-    with tempfile.TemporaryDirectory(dir=options.work) as place:
-        work = Path(place)
-        model = nti.load_model()
-        export(model, work / "export", formats=["aoti", "onnx"])
-        source = "a red cross on wood"
-        with Image.open(sample_image("red-cross")) as image:
-            image.convert("RGB").save(work / "image.png")
-        plan, out = work / "plan.safetensors", work / "x.nti.safetensors"
-        nti_command = [sys.executable, "-m", "nti"]
-        subprocess.run(
-            [*nti_command, "plan", "--source", source, "--prompt", source, "-o", plan], check=True
-        )
-        invert = ["invert", work / "export", plan, work / "image.png", out]
-        commands = {
-            "nti-torch": [options.build / "nti-torch", *invert],
-            "nti-onnx": [options.build / "nti-onnx", *invert],
-            "python": [*nti_command, "invert", work / "image.png", "--prompt", source, "-o", out],
-        }
-        found: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
-        for _ in range(options.repeats):
-            for name, command in commands.items():
-                found[name].append(measured(command))
-                out.unlink()
-        rows = [
-            make_row(
-                "embed", name, "inversion from file to file, T = 50, 1 thread",
-                milliseconds=[1e3 * seconds for seconds, _ in each],
-                peak_mib=max(peak for _, peak in each),
-            )
-            for name, each in found.items()
-        ]  # fmt: skip
-        for name in ("nti-torch", "nti-onnx"):
-            start = [options.build / name, "edit", work / "export", "none", plan, "x.png"]
-            each = [measured(start, code=2) for _ in range(options.repeats)]
-            rows.append(
-                make_row(
-                    "embed",
-                    name,
-                    "start, until all functions are loaded",
-                    milliseconds=[1e3 * seconds for seconds, _ in each],
-                    peak_mib=max(peak for _, peak in each),
-                )  # fmt: skip
-            )
-        yield rows
 
 
 def report(path: Path, page: Path) -> None:
@@ -309,7 +231,12 @@ def report(path: Path, page: Path) -> None:
     page.write_text(text, "utf-8")
 
 
-PLACES = {"steps": " threads", "memory": "memory of", "programs": "T = 50", "start": "start,"}
+PLACES = {
+    "steps": " threads",
+    "memory": "memory of",
+    "programs": "from file to file",
+    "start": "start,",
+}
 """The places of the page, and what the cases of their rows hold."""
 
 
