@@ -74,7 +74,7 @@ def openvino_calls(folder: Path, functions: Sequence[Function], threads: int) ->
     for function in functions:
         if function.name == "iteration":
             continue
-        compiled = core.compileembed_model(str(folder / f"{function.name}.onnx"), "CPU", settings)
+        compiled = core.compile_model(str(folder / f"{function.name}.onnx"), "CPU", settings)
         given = [x.numpy() for x in function.inputs.values()]
         calls[function.name] = lambda run=compiled, given=given: [
             torch.from_numpy(x) for x in list(run(given).values())
@@ -179,7 +179,7 @@ def memory(
             place = folder.with_name(f"{provider}-{name}")
             place.mkdir()
             for path in folder.iterdir():
-                (place / path.name).symlink_to(path)
+                (place / path.name).symlink_to(path.resolve())
             manifest = json.loads((folder / "manifest.json").read_text())
             manifest["functions"] = {name: manifest["functions"][name]}
             (place / "manifest.json").unlink()
@@ -225,32 +225,37 @@ def report(path: Path, page: Path) -> None:
     text = page.read_text("utf-8")
     for name, wanted in PLACES.items():
         some = [row for row in rows if wanted in row.case]
-        lines = table(some) if some else ["Not measured yet."]
+        machines = dict.fromkeys(_machine(row) for row in some)
+        lines = ["Not measured yet."] if not some else []
+        for each in machines:
+            lines += table([row for row in some if _machine(row) == each], each)
         place = re.compile(rf"(<!-- embed: {name} -->\n).*?(<!-- /embed -->)", re.DOTALL)
         text = place.sub(lambda m, lines=lines: f"{m[1]}{chr(10).join(lines)}\n{m[2]}", text)
     page.write_text(text, "utf-8")
 
 
 PLACES = {
-    "steps": " threads",
-    "memory": "memory of",
-    "programs": "from file to file",
-    "start": "start,",
-}
+    "steps": " threads", "memory": "memory of", "programs": "from file to file", "start": "start,"
+}  # fmt: skip
 """The places of the page, and what the cases of their rows hold."""
 
 
-def table(rows: Sequence[Row]) -> list[str]:
-    """Lay rows out, with the machine that they were measured on."""
+def _machine(row: Row) -> str:
+    """Return the processor's name; how many threads a row had is in its case."""
+    return row.device.rpartition(",")[0]
+
+
+def table(rows: Sequence[Row], machine: str) -> list[str]:
+    """Lay out the rows of one machine."""
     providers = list(dict.fromkeys(row.provider for row in rows))
-    lines = [f"| ms | {' | '.join(providers)} |", f"|---|{'---:|' * len(providers)}"]
+    lines = [f"| {machine} | {' | '.join(providers)} |", f"|---|{'---:|' * len(providers)}"]
     for case in dict.fromkeys(row.case for row in rows):
         found = {row.provider: row for row in rows if row.case == case}
         cells = [cell(found[each]) if each in found else "" for each in providers]
         lines.append(f"| {case} | {' | '.join(cells)} |")
-    last = rows[-1]
-    machines = ", ".join(sorted({row.device.rpartition(",")[0] for row in rows}))
-    return [*lines, "", f"Measured on {machines}, torch {last.torch}, commit {last.commit}."]
+    versions, commits = ({getattr(row, name) for row in rows} for name in ("torch", "commit"))
+    what = f"torch {', '.join(sorted(versions))}, commit {', '.join(sorted(commits))}"
+    return [*lines, "", f"{what}.", ""]
 
 
 def cell(row: Row) -> str:

@@ -37,19 +37,20 @@ done = subprocess.run(sys.argv[1:], capture_output=True, text=True)
 seconds = time.perf_counter() - started
 peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
 print(done.returncode, seconds, peak)
+sys.stderr.write(done.stderr)
 """
 """Run a program from a small process: its peak would be at least that of a large one."""
 
 
-def measured(command: Sequence[object], code: int = 0) -> tuple[float, float]:
-    """Return the seconds and peak MiB of a command, which has to end with a code."""
+def measured(command: Sequence[object], code: int = 0, says: str = "") -> tuple[float, float]:
+    """Return the seconds and peak MiB of a command, which has to end with a code and a message."""
     done = subprocess.run(
         [sys.executable, "-S", "-c", MEASURED, *map(str, command)], capture_output=True, text=True,
         check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     found, seconds, peak = done.stdout.split()
-    if int(found) != code:
-        raise RuntimeError(f"{command}: ended with {found}")
+    if int(found) != code or says not in done.stderr:
+        raise RuntimeError(f"{command}: ended with {found}: {done.stderr[-2000:]}")
     return float(seconds), float(peak)
 
 
@@ -103,23 +104,31 @@ def programs(options: argparse.Namespace) -> Iterator[list[Row]]:
                     times[name].append(measured(command))
             case = f"{what} from file to file, {where}T = {steps}, 1 thread"
             yield [
-                _whole(name, case, each, _grey_levels(work, name) if what == "edit" else 0.0)
+                _whole(name, case, each, _grey_levels(work, name), "grey levels from Python's")
+                if what == "edit"
+                else _whole(name, case, each)
                 for name, each in times.items()
             ]
         case = f"start, {where}until all functions are loaded"
         for name in found:
             start = [options.build / name, "edit", work / "export", "none", plan, "x.png"]
-            each = [measured(start, code=2) for _ in range(options.repeats)]
+            each = [
+                measured(start, code=2, says="none: cannot be read") for _ in range(options.repeats)
+            ]
             yield [_whole(name, case, each)]
 
 
 def _whole(
-    name: str, case: str, found: Sequence[tuple[float, float]], difference: float = 0.0
+    name: str,
+    case: str,
+    found: Sequence[tuple[float, float]],
+    difference: float = 0.0,
+    unit: str = "",
 ) -> Row:
     return make_row(
         "embed", name, case, milliseconds=[1e3 * seconds for seconds, _ in found],
         peak_mib=max(peak for _, peak in found), quality=difference,
-        unit="grey levels from Python's" if difference else "",
+        unit=unit,
     )  # fmt: skip
 
 
