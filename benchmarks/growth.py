@@ -102,13 +102,17 @@ def measure() -> Iterator[Row]:
 
 def report(rows: Sequence[Row]) -> None:
     """Write the table and the plot."""
+    rows = [row for row in rows if row.device == rows[-1].device]
     lines = ["|  | x | seconds | exponent | peak, MiB |", "|---|---:|---:|---:|---:|"]
     figure, axes = plt.subplots(
         2, len(SERIES), figsize=(3.6 * len(SERIES), 6), layout="constrained"
     )
     for number, name in enumerate(SERIES):
         what, _, axis = name.rpartition(", ")
-        mine = [(int(r.case.rpartition(": ")[2]), r) for r in rows if r.case.startswith(name + ":")]
+        mine = sorted(
+            ((int(r.case.rpartition(": ")[2]), r) for r in rows if r.case.startswith(name + ":")),
+            key=lambda point: point[0],
+        )
         before: tuple[int, Row] | None = None
         for x, row in mine:
             exponent = ""
@@ -127,7 +131,7 @@ def report(rows: Sequence[Row]) -> None:
         )
         for panel, (label, measured) in zip(axes[:, number], values, strict=True):
             panel.plot(at, measured, "o-")
-            panel.set(xscale="log", yscale="log", xlabel=axis, ylabel=label, xticks=at)
+            panel.set(xscale="log", yscale="log", xlabel=axis, ylabel=label)
             panel.set_xticks(at, [str(x) for x in at], fontsize=7)
             panel.minorticks_off()
             panel.grid(alpha=0.3)

@@ -71,7 +71,7 @@ def printed_by(program: str, arguments: Sequence[str], count: int) -> list[float
         [sys.executable, path, *arguments], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise RuntimeError(f"{arguments}: {done.stderr[-2000:]}")
+        raise RuntimeError(f"{program} {arguments}: {done.stderr[-2000:]}")
     return [float(number) for number in done.stdout.split()[-count:]]
 
 

@@ -20,10 +20,15 @@ __all__ = [
 KERNELS = {
     "reference": frozenset[str](),
     "onednn": frozenset({"linear", "conv2d", "feed_forward", "projected_attention"}),
+    "onednn-layers": frozenset({"linear", "conv2d", "feed_forward"}),
     "triton": frozenset({"cfg_attention", "group_norm", "geglu"}),
     "triton-attention": frozenset({"cfg_attention"}),
 }
-"""The ops that a backend has a kernel of its own for. Every other op is the reference's."""
+"""The ops that a backend has a kernel of its own for. Every other op is the reference's.
+
+`onednn-layers` and `triton-attention` are for graphs: a package multiplies by oneDNN with weights
+alone (`nti.export`), and torch.compile fuses the rest itself (`without_fusion`).
+"""
 
 BACKENDS = tuple(KERNELS)
 
@@ -71,10 +76,10 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> s
         backend = _best(device, dtype)
     if backend not in KERNELS:
         raise ValueError(f"backend: got {backend!r}, expected one of auto, {', '.join(BACKENDS)}")
-    if backend == "onednn" and not has_onednn(device, dtype):
+    if provides(backend, "linear") and not has_onednn(device, dtype):
         raise ValueError(
-            f"backend: got 'onednn' for {dtype} on {device}, but it multiplies float32 on a CPU, by"
-            " a PyTorch that was built with it: use backend='reference', or load the model so"
+            f"backend: got {backend!r} for {dtype} on {device}, but it multiplies float32 on a CPU,"
+            " by a PyTorch that was built with it: use backend='reference', or load the model so"
         )
     if provides(backend, "cfg_attention"):
         if util.find_spec("triton") is None:

@@ -23,9 +23,9 @@ KEPT = 4 * 2**20
 """Bytes of q, k and v together up to which they are kept for the backward pass: all sites of a
 256 px image, where keeping them saves 2 to 3 % of an inner iteration."""
 
-LARGE = 2**20
-"""Cells of a head's map from which on a backward pass by blocks of oneDNN's products takes less
-time than PyTorch's, which multiplies by MKL (`benchmarks/results/layers.csv`)."""
+LARGE = 1024
+"""Keys from which on a backward pass by blocks of oneDNN's products takes less time than PyTorch's,
+which multiplies by MKL (`benchmarks/results/layers.csv`)."""
 
 BLOCK = 2**20
 """Cells of a block: few enough to stay in the cache."""
@@ -85,7 +85,7 @@ def attention_backward(
 ) -> Sequence[Tensor]:
     """Return the gradients of q, k and v (B, heads, L or S, d) from that of the result."""
     q, k, v = qkv
-    if q.shape[2] * k.shape[2] < LARGE:
+    if k.shape[2] < LARGE:
         found: Sequence[Tensor] = aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad, q, k, v, out, lse, 0.0, False
         )

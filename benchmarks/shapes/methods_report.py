@@ -178,7 +178,7 @@ def fast(rows: Rows) -> str:
         work = [interval(numbers(mine, "inversion_gflop"))[0] for mine in (some, whole)]
         cells[f"`null-text`, w = {w}"] = _figures(whole)
         cells[f"`null-text-fast`, w = {w}"] = _figures(some)
-        cells[f"*less that*, w = {w}"] = [
+        cells[f"*fast less null-text*, w = {w}"] = [
             _difference(some, whole, "reconstruction"),
             _difference(some, whole, "correct"),
             _difference(some, whole, "psnr_outside"),

@@ -111,7 +111,7 @@ class Model {
       if (!threshold.is_null()) {
         if (i == 0) maps = Tensor::zeros("float32", made[1].shape);
         for (int64_t k = 0; k < maps.count(); k++) maps.floats()[k] += made[1].floats()[k];
-        if (i >= plan.header.at("blend_from"))
+        if (i >= plan.header.at("blend_from").get<int>())
           edits = run("blend", {edits, visited.part(i + 1), maps, p.tensor("blends"),
                                 p.tensor("subtracts"), Tensor::number(threshold)})[0];
       }
@@ -237,8 +237,7 @@ class Model {
                     " steps, as was exported");
     const Json &known = manifest_.at("methods"), &method = found.header.at("method");
     if (std::find(known.begin(), known.end(), method) == known.end())
-      throw Refused(path + ": was made by " + method.dump() + ", whose edits need more than a graph"
-                    " of this folder");
+      throw Refused(path + ": was made by " + method.dump() + ", expected one of " + known.dump());
     return found;
   }
 

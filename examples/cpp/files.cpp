@@ -98,7 +98,7 @@ View MappedFile::view(const std::string& name) const {
   const std::string stored = entry.at("dtype");
   if (!DTYPES.contains(stored))
     throw Refused(path_ + ": got a tensor of " + stored +
-                  ", expected float32: save it without --store");
+                  ", expected float32, as an inversion has without --store");
   const std::string& dtype = DTYPES.at(stored);
   const std::vector<int64_t> shape = entry.at("shape");
   const size_t first = entry.at("data_offsets").at(0), past = entry.at("data_offsets").at(1);

@@ -5,7 +5,8 @@
  *
  * Ownership: `nti_open` makes the handle and `nti_close` frees it; every other pointer belongs to
  * the caller and is not kept. Threads: a handle serves one thread at a time; there is no state
- * outside of handles. Paths and text are UTF-8.
+ * outside of handles. Files are mapped into memory: none may be changed in place while a call reads
+ * it, and none of the folder before `nti_close`. Paths and text are UTF-8.
  */
 #ifndef NTI_H
 #define NTI_H

@@ -22,7 +22,7 @@ Tensor Tensor::scalar(std::string dtype, const void* value) {
 
 Tensor Tensor::part(int64_t first, int64_t count) const {
   if (first < 0 || count < 0 || first + count > rows())
-    throw Refused("got a tensor with less rows than it needs");
+    throw Refused("got a tensor with fewer rows than are needed");
   Tensor some{dtype, shape, {}};
   some.shape[0] = count;
   const long row = static_cast<long>(bytes.size() / static_cast<size_t>(rows()));

@@ -57,20 +57,28 @@ class _Part(nn.Module):
 
 
 def functions_of(
-    model: StableDiffusion, size: tuple[int, int], batch: int, edits: int, *, seed: int = 0
+    model: StableDiffusion,
+    size: tuple[int, int],
+    batch: int,
+    edits: int,
+    *,
+    backend: str = "reference",
+    seed: int = 0,
 ) -> list[Function]:
     """Return all functions of a model.
 
     Args:
-        model: whose weights they use, without the project's own kernels.
+        model: whose weights they use.
         size: (width, height) of the image in pixels.
         batch: B images at once of `noise`, `guided` and `iteration`.
-        edits: E edits at once of `controlled`, whose batch has 2 E + 1 rows: the edits'
+        edits: E edits at once of `blend` and `controlled`, whose batch has 2 E + 1 rows: the edits'
             unconditional rows, the source's conditional one, the edits'.
+        backend: of the UNet's layers: `reference`, whose operations every format has, or
+            `onednn-layers`, whose products libtorch has on a CPU.
         seed: of the inputs: other ones tell whether any was taken for a constant.
 
     """
-    unet, vae, text = model.unet.with_backend("reference"), model.vae, model.text
+    unet, vae, text = model.unet.with_backend(backend), model.vae, model.text
     make = _Inputs(model, size, seed)
 
     def encode(image: Tensor) -> Outputs:
@@ -249,12 +257,16 @@ class _Inputs:
         }
 
     def blend(self, edits: int) -> dict[str, Tensor]:
-        """Return what `changing_region` takes: maps, and edits all of which blend and subtract."""
+        """Return what `changing_region` takes: maps, and edits that blend and subtract in turns.
+
+        For the seed 0 all do both.
+        """
         side = self.side * self.map_scale
-        marks = torch.ones(edits, dtype=torch.uint8, device=self.device)
+        turn = (torch.arange(edits, device=self.device) + self.seed) % 2
+        every = self.seed == 0
         return {
             "maps": self._normal(1 + edits, 2 * edits, self.height // side, self.width // side),
-            "blends": marks,
-            "subtracts": marks.clone(),
+            "blends": ((turn == 0) | every).byte(),
+            "subtracts": ((turn == 1) | every).byte(),
             "threshold": self.number(THRESHOLD),
         }

@@ -123,7 +123,7 @@ class Manifest:
     inversion: dict[str, Any]
     """See `inversion_header`."""
     methods: list[str]
-    """Whose inversions `controlled` and `blend` edit as they do those of null-text."""
+    """Of whose inversions an edit takes null embeddings and latents alone."""
     versions: dict[str, str]
     """Of nti, torch and the rest."""
     instructions: list[str]
@@ -166,7 +166,8 @@ def inversion_header(
 ) -> dict[str, Any]:
     """Return the header of an inversion that a runtime writes.
 
-    The runtime puts in the prompt, the iterations, and the SHA-256 of the image's file.
+    The runtime puts in the prompt, the iterations, the SHA-256 of the image's file and its own name
+    among the versions.
     """
     box = (0, 0, *size)
     made = Provenance(None, settings.table(model), {"nti": __version__})

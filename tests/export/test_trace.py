@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from nti import StableDiffusion
 from nti.export.functions import FUNCTIONS, Function, functions_of
 from nti.export.trace import stored_weights, traced
 from tiny import V_TINY, make_model
@@ -22,6 +23,24 @@ def assert_same(function: Function) -> None:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_it_gives_the_same_numbers(functions: dict[str, Function], name: str) -> None:
     assert_same(functions[name])
+
+
+@pytest.mark.usefixtures("any_size")
+@pytest.mark.parametrize("name", ["controlled", "iteration"])
+def test_onednn_s_products_are_recorded(small: StableDiffusion, name: str) -> None:
+    """They give the same numbers as eager steps by oneDNN, and the reference's but for rounding."""
+    found, plain = (
+        {each.name: each for each in functions_of(small, (64, 64), 1, 1, backend=backend)}[name]
+        for backend in ("onednn-layers", "reference")
+    )
+    assert_same(found)
+    targets = {str(node.target) for node in traced(found).graph.nodes}
+    assert "mkldnn._linear_pointwise.default" in targets
+    with torch.no_grad():
+        for ours, theirs in zip(
+            *(each.module(*plain.inputs.values()) for each in (found, plain)), strict=True
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
 def test_a_model_that_predicts_v_is_traced_too() -> None:
