@@ -1,8 +1,8 @@
 """Products with frozen weights in float32 on a CPU, by oneDNN.
 
-PyTorch leaves such products to its BLAS, on x86 MKL, and convolutions to oneDNN. On two AMD
-processors that were measured (section `roofline` of the benchmarks) oneDNN multiplies 1.1 and 2.2
-times as fast.
+PyTorch leaves such products to its BLAS, on x86 MKL, and convolutions to oneDNN. On three AMD
+processors that were measured (section `roofline` of the benchmarks) oneDNN multiplies 1.1, 2.0 and
+2.2 times as fast.
 """
 
 from typing import Any

@@ -328,12 +328,13 @@ SECTIONS = {
 }
 
 
-def write(path: Path, rows: Iterator[Figure]) -> None:
-    """Write rows as they are found, and print them."""
+def write(path: Path, rows: Iterator[Figure], mode: str = "w") -> None:
+    """Write rows as they are found, and print them; mode `a` goes on with the rows of a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with path.open(mode, newline="") as file:
         writer = csv.DictWriter(file, [f.name for f in fields(Figure)])
-        writer.writeheader()
+        if file.tell() == 0:
+            writer.writeheader()
         for row in rows:
             writer.writerow(asdict(row))
             file.flush()

@@ -4,10 +4,12 @@
 
 `null-text` with N iterations a timestep, `null-text-fast` from several places between psi(P) and
 psi(""), and `negative-prompt`, which stays at psi(P), at the model's own guidance and the paper's.
-Settings are chosen by this, so the scenes are not those that figures are scored on.
+Settings are chosen by this, so the scenes are not those that figures are scored on. The same command
+again makes the arms that a file lacks.
 """
 
 import argparse
+import csv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from pairs import prompt_to_prompt
 from passes import gflop_of
 
 ITERATIONS = (1, 2, 5, 10)
-STARTS = (0.25, 0.5, 0.75, 1.0)
+STARTS = (0.2, 0.25, 0.5, 0.75, 1.0)
 """How far from psi(P) towards psi("")."""
 
 
@@ -34,9 +36,11 @@ def arms(steps: int, w: float) -> Iterator[tuple[str, float, InversionSettings]]
     yield "negative-prompt", 0, InversionSettings(steps, w, method="negative-prompt")
 
 
-def rows(bench: Bench, w: float) -> Iterator[Figure]:
-    """Yield three figures for each arm."""
+def rows(bench: Bench, w: float, known: set[tuple[str, float]]) -> Iterator[Figure]:
+    """Yield three figures for each arm that is not known."""
     for case, x, settings in arms(bench.steps, w):
+        if (case, x) in known:
+            continue
         made, gflop, seconds = bench.inverted(bench.captions, settings)
         found = []
         for scene, inversion in zip(bench.scenes, made, strict=True):
@@ -66,7 +70,16 @@ def main() -> None:
     model = nti.load_model()
     bench = Bench(model, held_out(CHOICE, options.scenes), options.steps, gflop_of(model))
     for w in (model.config.guidance_scale, PUBLISHED_GUIDANCE):
-        write(options.out / f"ablation-fast-w{w:g}.csv", rows(bench, w))
+        path = options.out / f"ablation-fast-w{w:g}.csv"
+        write(path, rows(bench, w, _known(path)), "a")
+
+
+def _known(path: Path) -> set[tuple[str, float]]:
+    """Return the arms that a file has whole."""
+    if not path.exists():
+        return set()
+    with path.open(newline="") as file:
+        return {(r["case"], float(r["x"])) for r in csv.DictReader(file) if r["name"] == "edited"}
 
 
 if __name__ == "__main__":

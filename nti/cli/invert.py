@@ -83,7 +83,7 @@ def add_method_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--towards-null", type=float, metavar="F",
         help="how far from the prompt towards the empty one to start: negative-prompt (0),"
-        " null-text-fast (0.5)",
+        " null-text-fast (1.5 / W)",
     )  # fmt: skip
     command.add_argument(
         "--pull-share", type=float, default=1.0, metavar="F",

@@ -98,7 +98,9 @@ def invert_latent(
         schedule,
         pivot,
         cond,
-        null if method.start == "null" else negative_prompt_embedding(cond, null, settings.start),
+        null
+        if method.start == "null"
+        else negative_prompt_embedding(cond, null, settings.start(w)),
         w,
         generator,
         callback=lambda done, total: report(callback, count + count * done // total, 2 * count),

@@ -31,8 +31,9 @@ class Method:
     start: str = "null"
     """What stands for psi("") at first: `null`, psi("") itself, or `prompt`, what lies between
     psi(P) and that, as `towards_null` says."""
-    towards_null: float = 0.0
-    """How far from psi(P) to psi("") it starts, along the arc, where the settings do not say."""
+    guided_start: float = 0.0
+    """How far from psi(P) to psi("") it starts, along the arc, times w, where the settings do not
+    say: guidance multiplies what is to be made up for from there."""
     by: str = "descent"
     """The function of `nti.inversion.follow` that finds the latents of the source."""
     eta: float = 0.0
@@ -109,8 +110,8 @@ _ROWS = (
     ),
     Method(
         "null-text-fast", "2211.09794",
-        "null-text from half-way to the prompt, by 27 steps of measured length for 50 timesteps",
-        start="prompt", towards_null=0.5, learns="null", by="line-search", takes=("towards_null",),
+        "null-text from part of the way to the prompt, by 27 measured steps for 50 timesteps",
+        start="prompt", guided_start=1.5, learns="null", by="line-search", takes=("towards_null",),
     ),
     Method(
         "null-text-single-branch", "2310.01506",

@@ -110,23 +110,28 @@ class InversionSettings:
         """The method's."""
         return METHODS[self.method]
 
-    @property
-    def start(self) -> float:
+    def start(self, guidance_scale: float) -> float:
         """Of methods that start from psi(P): how far on the arc from there to psi("")."""
-        return self.row.towards_null if self.towards_null is None else self.towards_null
+        own = self.row.guided_start
+        if self.towards_null is not None or not own:
+            return self.towards_null or 0.0
+        return 1.0 if guidance_scale <= own else own / guidance_scale
 
     def table(self, model: StableDiffusion) -> dict[str, Any]:
         """Return all that was chosen as JSON can hold it, each rule as T numbers."""
-        steps, w = self.steps, self.guidance_scale
+        steps = self.steps
+        w = float(
+            model.config.guidance_scale if self.guidance_scale is None else self.guidance_scale
+        )
         return {
             "method": self.method,
             "steps": steps,
-            "guidance_scale": float(model.config.guidance_scale if w is None else w),
+            "guidance_scale": w,
             "inner_steps": self.inner_steps,
             "noise_at": self.noise_at,
             "learning_rate": _tabulated("learning_rate", self.learning_rate, steps),
             "threshold": _tabulated("threshold", self.threshold, steps),
-            "towards_null": self.start,
+            "towards_null": self.start(w),
             **{name: getattr(self, name) for name in PLAIN},
         }
 

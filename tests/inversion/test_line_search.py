@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import nti
-from nti import StableDiffusion
+from nti import InversionSettings, StableDiffusion
 from nti.inversion.line_search import search_null_text
 from nti.inversion.methods import is_searched
 from nti.inversion.negative_prompt import negative_prompt_embedding
@@ -21,7 +21,7 @@ from tolerances import assert_close
 def test_the_search_lowers_the_loss(model: StableDiffusion, made: Made) -> None:
     inversion = made("null-text-fast")
     loop = Loop(model, inversion)
-    before = negative_prompt_embedding(loop.cond, loop.null, 0.5)
+    before = negative_prompt_embedding(loop.cond, loop.null, 1.5 / inversion.guidance_scale)
     for i in range(T):
         z = inversion.latents[i][None]
         losses = [
@@ -35,13 +35,22 @@ def test_the_search_lowers_the_loss(model: StableDiffusion, made: Made) -> None:
     assert not torch.equal(inversion.uncond[0], inversion.uncond[-1])
 
 
-def test_the_search_starts_half_way_to_the_prompt(made: Made) -> None:
+def test_the_search_starts_on_the_way_to_the_prompt(made: Made) -> None:
     """As `negative-prompt` goes; at w = 1 nothing is to be found, so the start is what is kept."""
-    for given, far in (({}, 0.5), ({"towards_null": 0.25}, 0.25), ({"towards_null": 1.0}, 1.0)):
+    for given, far in (({}, 1.0), ({"towards_null": 0.25}, 0.25), ({"towards_null": 1.0}, 1.0)):
         found = made("null-text-fast", guidance_scale=1.0, **given)
         expected = made("negative-prompt", guidance_scale=1.0, towards_null=far)
         assert torch.equal(found.uncond[-1], expected.uncond[0])
         assert found.made is not None and found.made.settings["towards_null"] == far
+
+
+@pytest.mark.parametrize(
+    ("w", "far"), [(3.0, 0.5), (7.5, 0.2), (1.5, 1.0), (1.0, 1.0), (-2.0, 1.0)]
+)
+def test_the_more_guidance_the_nearer_to_the_prompt_it_starts(w: float, far: float) -> None:
+    assert InversionSettings(method="null-text-fast").start(w) == pytest.approx(far)
+    assert InversionSettings(method="null-text-fast", towards_null=0.3).start(w) == 0.3
+    assert InversionSettings(method="negative-prompt").start(w) == 0
 
 
 def test_the_search_finds_a_parabolas_minimum(model: StableDiffusion) -> None:
