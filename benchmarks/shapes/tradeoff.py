@@ -4,8 +4,8 @@
 
 `null-text` with N iterations a timestep, `null-text-fast` from several places between psi(P) and
 psi(""), and `negative-prompt`, which stays at psi(P), at the model's own guidance and the paper's.
-Settings are chosen by this, so the scenes are not those that figures are scored on. The same command
-again makes the arms that a file lacks.
+Settings are chosen by this, so the scenes are not those that figures are scored on. The same
+command again makes the arms that a file lacks.
 """
 
 import argparse
