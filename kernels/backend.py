@@ -20,13 +20,13 @@ __all__ = [
 KERNELS = {
     "reference": frozenset[str](),
     "onednn": frozenset({"linear", "conv2d", "feed_forward", "projected_attention"}),
-    "onednn-layers": frozenset({"linear", "conv2d", "feed_forward"}),
+    "onednn-products": frozenset({"linear", "feed_forward"}),
     "triton": frozenset({"cfg_attention", "group_norm", "geglu"}),
     "triton-attention": frozenset({"cfg_attention"}),
 }
 """The ops that a backend has a kernel of its own for. Every other op is the reference's.
 
-`onednn-layers` and `triton-attention` are for graphs: a package multiplies by oneDNN with weights
+`onednn-products` and `triton-attention` are for graphs: a package multiplies by oneDNN with weights
 alone (`nti.export`), and torch.compile fuses the rest itself (`without_fusion`).
 """
 

@@ -74,7 +74,7 @@ def functions_of(
         edits: E edits at once of `blend` and `controlled`, whose batch has 2 E + 1 rows: the edits'
             unconditional rows, the source's conditional one, the edits'.
         backend: of the UNet's layers: `reference`, whose operations every format has, or
-            `onednn-layers`, whose products libtorch has on a CPU.
+            `onednn-products`, whose products libtorch has on a CPU.
         seed: of the inputs: other ones tell whether any was taken for a constant.
 
     """

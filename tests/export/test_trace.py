@@ -31,7 +31,7 @@ def test_onednn_s_products_are_recorded(small: StableDiffusion, name: str) -> No
     """They give the same numbers as eager steps by oneDNN, and the reference's but for rounding."""
     found, plain = (
         {each.name: each for each in functions_of(small, (64, 64), 1, 1, backend=backend)}[name]
-        for backend in ("onednn-layers", "reference")
+        for backend in ("onednn-products", "reference")
     )
     assert_same(found)
     targets = {str(node.target) for node in traced(found).graph.nodes}
