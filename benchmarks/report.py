@@ -196,7 +196,8 @@ def _plot(rows: list[Row]) -> None:
             [row.p80_ms - row.p50_ms for row in some],
         ]
         axis.barh([row.provider for row in some], [row.p50_ms for row in some], xerr=spread)
-        axis.set(title=f"{case.case}, {case.dtype}", xlabel="ms an inner iteration")
+        axis.set(xlabel="ms an inner iteration")
+        axis.set_title(f"{case.case}, {case.dtype}\n{case.device}", fontsize=8)
     figure.savefig(PLOT, dpi=110, metadata={"Software": None})
 
 
