@@ -1,7 +1,7 @@
 """Time and memory against pixels, images, prompts and timesteps, on a CPU.
 
     python benchmarks/growth.py            measure, each point in a process of its own
-    python benchmarks/growth.py report     the table and the plot of docs/performance.md
+    python benchmarks/growth.py report     the table and the plot, for docs/performance.md
 
 Random weights of Stable Diffusion v1's size; timesteps are counted on the embedded model. The
 exponent p of two neighbouring points says that the time grows with x^p between them.
