@@ -30,7 +30,7 @@ class Method:
     """`null`: what stands for psi(""); `prompt`: what stands for psi(P); or `nothing`."""
     start: str = "null"
     """What stands for psi("") at first: `null`, psi("") itself, or `prompt`, what lies between
-    psi(P) and that, as `towards_null` says."""
+    psi(P) and that, as `InversionSettings.start` says."""
     guided_start: float = 0.0
     """How far from psi(P) to psi("") it starts, along the arc, times w, where the settings do not
     say: guidance multiplies what is to be made up for from there."""
