@@ -1,7 +1,8 @@
 """Time and memory against pixels, images, prompts and timesteps, on a CPU.
 
-    python benchmarks/growth.py            measure, each point in a process of its own
-    python benchmarks/growth.py report     the table and the plot, for docs/performance.md
+    python benchmarks/growth.py                        measure, each point in its own process
+    python benchmarks/growth.py measure SERIES X       one series, or one point of it, anew
+    python benchmarks/growth.py report                 the table and plot of docs/performance.md
 
 Random weights of Stable Diffusion v1's size; timesteps are counted on the embedded model. The
 exponent p of two neighbouring points says that the time grows with x^p between them.
@@ -89,10 +90,12 @@ def one(name: str, x: int) -> None:
     print(1e3 * (time.perf_counter() - started), base, resident_peak_mib())
 
 
-def measure() -> Iterator[Row]:
-    """Yield a row for each point."""
+def measure(only: str | None, point: int | None) -> Iterator[Row]:
+    """Yield a row for each point, or for those of one series, or for one of its points."""
     for name, (_, values) in SERIES.items():
         for x in values:
+            if only not in (None, name) or point not in (None, x):
+                continue
             milliseconds, base, peak = printed_by("growth.py", ["one", name, str(x)], 3)
             yield make_row(
                 "growth", "nti", f"{name}: {x}", milliseconds=[milliseconds], peak_mib=peak,
@@ -149,8 +152,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", nargs="?", choices=["measure", "report", "one"], default="measure")
-    parser.add_argument("series", nargs="?", choices=SERIES, help=argparse.SUPPRESS)
-    parser.add_argument("x", nargs="?", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("series", nargs="?", choices=SERIES, help="(default: all)")
+    parser.add_argument("x", nargs="?", type=int, help="(default: all of the series)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
     path = options.out / "growth.csv"
@@ -159,7 +162,7 @@ def main() -> None:
     elif options.what == "report":
         report(read_rows(path))
     else:
-        for row in measure():
+        for row in measure(options.series, options.x):
             print(f"{row.case:<60} {row.p50_ms:>10.0f} ms {row.peak_mib:>8.0f} MiB", flush=True)
             write_rows([row], path)
 

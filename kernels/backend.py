@@ -20,7 +20,7 @@ __all__ = [
 KERNELS = {
     "reference": frozenset[str](),
     "onednn": frozenset({"linear", "conv2d", "feed_forward", "projected_attention"}),
-    "onednn-products": frozenset({"linear", "feed_forward"}),
+    "onednn-products": frozenset({"linear", "conv2d", "feed_forward"}),
     "triton": frozenset({"cfg_attention", "group_norm", "geglu"}),
     "triton-attention": frozenset({"cfg_attention"}),
 }

@@ -70,12 +70,19 @@ def scatter_columns(
     """The transpose of `columns`: (B, h', w', k * k * c) -> sums of `shape` (B, h, w, c)."""
     if (kernel, stride, padding) == (1, 1, 0):
         return patches
-    b, h, w, c = shape
-    out = patches.new_zeros(b, h + 2 * padding, w + 2 * padding, c)
-    rows, cols = patches.shape[1] * stride, patches.shape[2] * stride
+    h, w, c = shape[1:]
+    if stride > 1:
+        gaps = stride - 1
+        patches = F.pad(patches[:, :, None, :, None], (0, 0, 0, gaps, 0, 0, 0, gaps))
+        patches = patches.flatten(3, 4).flatten(1, 2)
+    below, right = h + 2 * padding - patches.shape[1], w + 2 * padding - patches.shape[2]
+    # A sum of padded patches is one loop for a compiler. Adding to slices in place costs it a mask
+    # in a mask for each patch.
+    out = None
     for i, patch in enumerate(torch.split(patches, c, dim=-1)):
         y, x = divmod(i, kernel)
-        out[:, y : y + rows : stride, x : x + cols : stride] += patch
+        padded = F.pad(patch, (0, 0, x, right - x, y, below - y))
+        out = padded if out is None else out.add_(padded)
     return out[:, padding : padding + h, padding : padding + w]
 
 

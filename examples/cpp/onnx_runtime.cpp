@@ -77,23 +77,20 @@ struct Graph {
 
 class Graphs : public Runtime {
  public:
-  Graphs(const std::string& folder, const Json& manifest, int threads)
-      : env_(ort_, RELEASE_ENV), memory_(ort_, RELEASE_MEMORY) {
+  Graphs(const std::string& folder, const Json& functions, int threads)
+      : env_(ort_, RELEASE_ENV),
+        memory_(ort_, RELEASE_MEMORY),
+        options_(ort_, RELEASE_OPTIONS),
+        folder_(folder),
+        functions_(functions) {
     ort_(CREATE_ENV, 3 /* errors */, "nti", env_.place());
     ort_(CREATE_CPU_MEMORY, 0 /* device allocator */, 0 /* default type */, memory_.place());
-    Owned options(ort_, RELEASE_OPTIONS);
-    ort_(CREATE_OPTIONS, options.place());
-    ort_(SET_THREADS, options.get(), threads);
-    for (const auto& [name, entry] : manifest.at("functions").items()) {
-      Graph graph{Owned(ort_, RELEASE_SESSION), entry.at("inputs"), entry.at("outputs")};
-      std::string path = folder + "/" + entry.at("files").at("onnx").get<std::string>();
-      ort_(CREATE_SESSION, env_.get(), path.c_str(), options.get(), graph.session.place());
-      graphs_.emplace(name, std::move(graph));
-    }
+    ort_(CREATE_OPTIONS, options_.place());
+    ort_(SET_THREADS, options_.get(), threads);
   }
 
   std::vector<Tensor> run(const std::string& function, const std::vector<Tensor>& inputs) override {
-    const Graph& graph = graphs_.at(function);
+    const Graph& graph = loaded(function);
     std::vector<Tensor> outputs;
     for (const Json& port : graph.outputs)
       outputs.push_back(Tensor::zeros(port.at("dtype"), port.at("shape")));
@@ -110,6 +107,16 @@ class Graphs : public Runtime {
     std::vector<void*> values;
     std::vector<Owned> owned;
   };
+
+  // A graph takes weights into a layout of its own, so it is loaded when it is first called.
+  const Graph& loaded(const std::string& function) {
+    if (auto found = graphs_.find(function); found != graphs_.end()) return found->second;
+    const Json& entry = functions_.at(function);
+    Graph graph{Owned(ort_, RELEASE_SESSION), entry.at("inputs"), entry.at("outputs")};
+    std::string path = folder_ + "/" + entry.at("files").at("onnx").get<std::string>();
+    ort_(CREATE_SESSION, env_.get(), path.c_str(), options_.get(), graph.session.place());
+    return graphs_.emplace(function, std::move(graph)).first->second;
+  }
 
   // The library's views of tensors' bytes, into which it also writes what it gives.
   Named named(const Json& ports, const std::vector<Tensor>& tensors) const {
@@ -128,7 +135,9 @@ class Graphs : public Runtime {
   }
 
   Library ort_;
-  Owned env_, memory_;
+  Owned env_, memory_, options_;
+  std::string folder_;
+  Json functions_;
   std::map<std::string, Graph> graphs_;
 };
 
@@ -138,7 +147,7 @@ const char* const runtime_format = "onnx";
 
 std::unique_ptr<Runtime> make_runtime(const std::string& folder, const Json& manifest,
                                       const MappedFile&, int threads) {
-  return std::make_unique<Graphs>(folder, manifest, threads);
+  return std::make_unique<Graphs>(folder, manifest.at("functions"), threads);
 }
 
 }  // namespace nti

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ Run = Callable[[list[Tensor]], list[Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class Exported:
-    """The functions of a folder, each loaded."""
+    """The functions of a folder."""
 
     manifest: Manifest
     fingerprint: Fingerprint
@@ -65,6 +66,9 @@ def load_exported(
     folder: str | Path, format: str = "aoti", *, threads: int | None = None
 ) -> Exported:
     """Load the functions of a folder.
+
+    Packages share the weights. onnxruntime takes them into a layout of its own for each graph, so a
+    graph is loaded when it is first called.
 
     Args:
         folder: that `nti.export.export` has written.
@@ -148,14 +152,16 @@ def _graphs(folder: Path, manifest: Manifest, threads: int | None) -> dict[str, 
     options.intra_op_num_threads = threads or torch.get_num_threads()
 
     def load(entry: FunctionEntry) -> Run:
-        session: Any = onnxruntime.InferenceSession(
-            str(folder / entry.files["onnx"]), options, providers=["CPUExecutionProvider"]
-        )
         names = [port.name for port in entry.inputs]
+
+        @cache
+        def session() -> Any:
+            path = str(folder / entry.files["onnx"])
+            return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
         def run(inputs: list[Tensor]) -> list[Tensor]:
             given = {n: x.detach().numpy() for n, x in zip(names, inputs, strict=True)}
-            return [torch.from_numpy(x) for x in session.run(None, given)]
+            return [torch.from_numpy(x) for x in session().run(None, given)]
 
         return run
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -61,6 +62,25 @@ def test_a_folder_that_has_changed_is_refused(folder: Path, tmp_path: Path, name
     change(copy)
     with pytest.raises(ExportError, match=message):
         load_exported(copy, "onnx")
+
+
+def test_a_graph_takes_its_weights_when_it_is_first_called(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has its own copy: all eight of Stable Diffusion's size do not fit a desktop's memory."""
+    made = []
+    plain = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda path, *a, **k: made.append(path) or plain(path, *a, **k),
+    )
+    exported = load_exported(folder, "onnx")
+    assert not made
+    tokens = torch.zeros(1, 77, dtype=torch.int64)
+    for _ in range(2):
+        exported("text", tokens)
+    assert made == [str(folder / "text.onnx")]
 
 
 PACKAGES: dict[str, tuple[Change, str]] = {
