@@ -19,10 +19,13 @@ namespace {
 const std::map<std::string, std::string> DTYPES = {
     {"F32", "float32"}, {"I64", "int64"}, {"U8", "uint8"}, {"BOOL", "bool"}};
 
-std::string stored(const std::string& dtype) {
-  for (const auto& [name, ours] : DTYPES)
-    if (ours == dtype) return name;
-  throw Refused("dtype: got " + dtype);
+const std::map<std::string, std::string> STORED = {
+    {"float32", "F32"}, {"int64", "I64"}, {"uint8", "U8"}, {"bool", "BOOL"}};
+
+// What is nested deeper than anything of ours is left out: a stack might not hold it.
+Json parsed(std::string_view text) {
+  auto shallow = [](int depth, Json::parse_event_t, const Json&) { return depth < 32; };
+  return Json::parse(text, shallow, false);
 }
 
 std::string sha256(std::initializer_list<std::string_view> parts) {
@@ -85,7 +88,7 @@ MappedFile::MappedFile(const std::string& path) : path_(path), bytes_(mapped(pat
   uint64_t length = 0;
   if (bytes_->size() >= 8) std::memcpy(&length, bytes_->data(), 8);
   if (bytes_->size() >= 8 && length <= bytes_->size() - 8)
-    entries_ = Json::parse(bytes_->substr(8, length), nullptr, false);
+    entries_ = parsed(bytes_->substr(8, length));
   if (!entries_.is_object()) throw Refused(path + ": got no safetensors file");
   body_ = bytes_->substr(8 + length);
   metadata_ = entries_.value("__metadata__", Json::object());
@@ -122,7 +125,7 @@ std::string sha256_of_file(const std::string& path) { return sha256({*mapped(pat
 TensorFile read_tensors(const std::string& path, const std::string& key) {
   const MappedFile file(path);
   if (!file.metadata().contains(key)) throw Refused(path + ": got a file without \"" + key + "\"");
-  TensorFile found{Json::parse(file.metadata()[key].get<std::string>()), file};
+  TensorFile found{parsed(file.metadata()[key].get<std::string>()), file};
   const std::string expected = found.header.value("digest", "");
   found.header.erase("digest");
   if (digest(found.header, file.entries(), file.body()) != expected)
@@ -137,7 +140,7 @@ void write_tensors(const std::string& path, const std::string& key, Json header,
   for (const auto& [name, tensor] : tensors) {
     size_t first = body.size();
     body.append(tensor.bytes.begin(), tensor.bytes.end());
-    entries[name] = {{"dtype", stored(tensor.dtype)},
+    entries[name] = {{"dtype", STORED.at(tensor.dtype)},
                      {"shape", tensor.shape},
                      {"data_offsets", {first, body.size()}}};
   }
@@ -170,15 +173,14 @@ void check_output(const std::string& path, const std::string& key) {
 }
 
 Json read_manifest(const std::string& folder, const std::string& format) {
-  Json manifest = Json::parse(*mapped(folder + "/manifest.json"), nullptr, false);
+  Json manifest = parsed(*mapped(folder + "/manifest.json"));
   if (!manifest.is_object() || manifest.value("format", "") != "nti-export-2")
     throw Refused(folder + ": expected a folder that `nti export` has finished");
   if (manifest.at("batch") != 1 || manifest.at("device") != "cpu")
     throw Refused(folder + ": expected an export for a CPU with --batch 1");
   for (const auto& [name, entry] : manifest.at("functions").items())
     if (!entry.at("files").contains(format))
-      throw Refused(folder + ": got no " + format + " of " + name + ": export with --format " +
-                    format);
+      throw Refused(folder + ": got no " + format + " of " + name + ": use --format " + format);
   for (const auto& [name, entry] : manifest.at("files").items())
     if (sha256_of_file(folder + "/" + name) != entry.at("sha256"))
       throw Refused(folder + "/" + name + ": was changed since it was exported: export anew");

@@ -5,6 +5,7 @@ edited. It takes minutes, most of them for the compiler.
 """
 
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -22,6 +23,8 @@ from PIL import Image
 import nti
 from nti import Inversion, StableDiffusion
 from nti.demo import sample_image
+from nti.editing.plan import EditPlan
+from nti.editing.plan_file import write_plan
 from nti.export.check import differences
 from nti.export.exported import load_exported
 from nti.inversion.tensor_file import read_tensors, write_tensors
@@ -157,6 +160,26 @@ def test_it_samples_and_edits_as_python_does(
     assert edit.masks is not None and 0.05 < edit.masks[-1].float().mean() < 0.95
 
 
+def test_an_edit_without_blend_words_beside_one_with(
+    program: str, run: Run, work: Path, embedded: StableDiffusion, own: Inversion
+) -> None:
+    """Each has its own region, and what has none changes everywhere."""
+    blends: list[tuple[str, str] | None] = [("cross", "star"), None]
+    plan = EditPlan.create(embedded.tokenizer, SOURCE, TARGETS, steps=STEPS, blend=blends)
+    write_plan(work / "mixed.safetensors", plan, embedded.tokenizer)
+    own.save(work / "own.nti.safetensors")
+    files = ("own.nti.safetensors", "mixed.safetensors", f"{program}-mixed.png")
+    done = run(program, "edit", *files)
+    assert done.returncode == 0, done.stderr
+    edit = nti.edit(embedded, own, TARGETS, blend=blends)
+    everywhere = nti.edit(embedded, own, TARGETS)
+    for number, image in enumerate(edit.images, start=1):
+        found = pixels(work / f"{program}-mixed-{number}.png")
+        assert abs(found - np.asarray(image, int)).max() <= 1
+        moved = abs(found - np.asarray(everywhere.images[number - 1], int)).max()
+        assert moved > 10 if number == 1 else moved <= 1
+
+
 def test_packages_run_from_python_with_any_number_of_threads(
     work: Path, embedded: StableDiffusion
 ) -> None:
@@ -235,6 +258,7 @@ REFUSED = {
         "invert", "plan.safetensors", "image.png", "plan.safetensors", "is there and no inversion",
     ),
     "no folder": ("invert", "plan.safetensors", "image.png", "none/x", "none/x: cannot be written"),
+    "nested": ("edit", "own.nti.safetensors", "nested.safetensors", "x.png", "with its digest"),
     "no file": ("edit", "none", "plan.safetensors", "x.png", "none: cannot be read"),
 }  # fmt: skip
 
@@ -254,12 +278,20 @@ def test_what_does_not_fit_is_refused(
     write_tensors(work / "rows.nti.safetensors", "inversion", file.header, forged)
     narrow = {**file.tensors, "latents": file.tensors["latents"][..., :8].contiguous()}
     write_tensors(work / "shape.nti.safetensors", "inversion", file.header, narrow)
+    write_nested(work / "nested.safetensors")
     other = {**file.header, "method": "direct"}
     write_tensors(work / "offsets.nti.safetensors", "inversion", other, file.tensors)
     command, *files, message = REFUSED[case]
     done = run(program, command, *files)
     assert done.returncode == 2 and message in done.stderr
     assert not (work / "x").exists() and not (work / "x.png").exists()
+
+
+def write_nested(path: Path, depth: int = 200_000) -> None:
+    """A plan whose header is nested deeper than a program's stack goes."""
+    plan = f'{{"a": {"[" * depth}{"]" * depth}}}'
+    header = json.dumps({"__metadata__": {"plan": plan}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
 
 
 def test_a_folder_that_has_changed_is_refused(program: str, run: Run, work: Path) -> None:
