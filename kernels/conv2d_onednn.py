@@ -70,20 +70,21 @@ def scatter_columns(
     """The transpose of `columns`: (B, h', w', k * k * c) -> sums of `shape` (B, h, w, c)."""
     if (kernel, stride, padding) == (1, 1, 0):
         return patches
-    h, w, c = shape[1:]
+    b, h, w, c = shape
     if stride > 1:
         gaps = stride - 1
         patches = F.pad(patches[:, :, None, :, None], (0, 0, 0, gaps, 0, 0, 0, gaps))
         patches = patches.flatten(3, 4).flatten(1, 2)
-    below, right = h + 2 * padding - patches.shape[1], w + 2 * padding - patches.shape[2]
-    # A sum of padded patches is one loop for a compiler. Adding to slices in place costs it a mask
-    # in a mask for each patch.
-    out = None
-    for i, patch in enumerate(torch.split(patches, c, dim=-1)):
+    before = kernel - 1 - padding
+    below, right = h + padding - patches.shape[1], w + padding - patches.shape[2]
+    patches = F.pad(patches, (0, 0, before, right, before, below))
+    out = patches.new_zeros(b, h, w, c)
+    # Slices of what is padded once are one loop for a compiler. Adding each patch to its own place
+    # in the result costs it a mask in a mask.
+    for i, part in enumerate(torch.split(patches, c, dim=-1)):
         y, x = divmod(i, kernel)
-        padded = F.pad(patch, (0, 0, x, right - x, y, below - y))
-        out = padded if out is None else out.add_(padded)
-    return out[:, padding : padding + h, padding : padding + w]
+        out += part[:, kernel - 1 - y :, kernel - 1 - x :][:, :h, :w]
+    return out
 
 
 def _channels_last(x: Tensor) -> Tensor:
