@@ -105,6 +105,8 @@ def measure(only: str | None, point: int | None) -> Iterator[Row]:
 
 def report(rows: Sequence[Row]) -> None:
     """Write the table and the plot."""
+    if not rows:
+        raise SystemExit("growth: no rows, expected those of `growth.py` in benchmarks/results")
     rows = [row for row in rows if row.device == rows[-1].device]
     lines = ["|  | x | seconds | exponent | peak, MiB |", "|---|---:|---:|---:|---:|"]
     figure, axes = plt.subplots(
@@ -140,8 +142,9 @@ def report(rows: Sequence[Row]) -> None:
             panel.grid(alpha=0.3)
         axes[0, number].set_title(what, fontsize=9)
     figure.savefig(PLOT, dpi=110, metadata={"Software": None})
-    last = rows[-1]
-    lines += ["", f"{last.device}, torch {last.torch}, commit {last.commit}.", ""]
+    versions, commits = ({getattr(row, name) for row in rows} for name in ("torch", "commit"))
+    what = f"torch {', '.join(sorted(versions))}, commit {', '.join(sorted(commits))}"
+    lines += ["", f"{rows[-1].device}, {what}.", ""]
     text = "\n".join(lines)
     PAGE.write_text(PLACE.sub(lambda m: m[1] + text + m[2], PAGE.read_text("utf-8")), "utf-8")
 
@@ -156,6 +159,9 @@ def main() -> None:
     parser.add_argument("x", nargs="?", type=int, help="(default: all of the series)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
+    values = SERIES[options.series][1] if options.series else ()
+    if options.what == "measure" and options.x is not None and options.x not in values:
+        parser.error(f"x: got {options.x}, expected one of {', '.join(map(str, values))}")
     path = options.out / "growth.csv"
     if options.what == "one":
         one(options.series, options.x)

@@ -4,7 +4,9 @@
     python benchmarks/predict.py report     the tables of docs/performance.md
 
 An op takes at least its FLOPs at the GPU's peak, or its bytes at the bandwidth of its memory: its
-inputs are read once and its outputs written once, its weights among the inputs. The counts are of
+inputs are read once and its outputs written once, its weights among the inputs. FLOPs are those of
+products, convolutions and PyTorch's attention. A convolution's layout is not known without a
+device, so copies from one layout to another are left out. The counts are of
 Stable Diffusion v1's size at 512 px in float16, with the Triton kernels. The report puts the times
 that `profile_step` measured beside them, op by op.
 """
@@ -75,6 +77,18 @@ class Op:
     """At least, by GPU: the sum over the calls."""
 
 
+aten = torch.ops.aten
+ALLOCATIONS = (
+    aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided
+)  # fmt: skip
+"""Memory that another op fills."""
+SHAPE_ALONE = (
+    aten.copy_, aten.fill_, aten.zero_, aten.zeros_like, aten.ones_like, aten.full_like,
+    aten.new_zeros, aten.new_ones, aten.new_full,
+)  # fmt: skip
+"""Ops whose first argument is not read."""
+
+
 class Counted(TorchDispatchMode):
     """Adds up what each op computes, reads and writes."""
 
@@ -83,36 +97,52 @@ class Counted(TorchDispatchMode):
         self.ops: dict[str, Op] = defaultdict(Op)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        given, made = ([x for x in tree_leaves(y) if isinstance(x, Tensor)] for y in (args, out))
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        packet = func._overloadpacket
+        given, made = _tensors((args, kwargs)), _tensors(out)
         places = {x.untyped_storage()._cdata for x in given}
-        written = [x for x in made if x.untyped_storage()._cdata not in places]
         in_place = func._schema.is_mutable
-        if not (written or in_place) or func in ALLOCATIONS:
+        written = [x for x in made if in_place or x.untyped_storage()._cdata not in places]
+        if not written or packet in ALLOCATIONS:
             return out  # a view, or memory that another op fills
-        count = flop_registry.get(func._overloadpacket)
-        flops = float(count(*args, **(kwargs or {}), out_val=out)) if count else 0.0
-        moved = float(sum(x.nbytes for x in (*given, *(made if in_place else written))))
-        op = self.ops[str(func._overloadpacket).replace(".", "::")]
-        op.calls, op.flops, op.bytes = op.calls + 1, op.flops + flops, op.bytes + moved
-        for name, gpu in GPUS.items():
-            op.seconds[name] += max(flops / gpu.tflops, moved / gpu.terabytes) / 1e12
+        unread = 0 if packet in SHAPE_ALONE else None
+        if packet is aten.convolution_backward and not args[10][1]:
+            unread = 1  # the input, which the gradient to the weights alone would need
+        read = [x for x in given if unread is None or x is not args[unread]]
+        flop = flop_registry.get(packet)
+        self._add(
+            str(packet).replace(".", "::"),
+            float(flop(*args, **kwargs, out_val=out)) if flop else 0.0,
+            sum(_nbytes(x) for x in (*read, *written)),
+        )
+        if packet is aten.convolution and args[2] is not None:
+            self._add("aten::add", 0.0, 2 * _nbytes(out))  # cuDNN leaves the bias to it
         return out
 
+    def _add(self, name: str, flops: float, moved: float) -> None:
+        op = self.ops[name]
+        op.calls, op.flops, op.bytes = op.calls + 1, op.flops + flops, op.bytes + moved
+        for gpu, figures in GPUS.items():
+            op.seconds[gpu] += max(flops / figures.tflops, moved / figures.terabytes) / 1e12
 
-aten = torch.ops.aten
-ALLOCATIONS = (
-    aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default,
-    aten.empty_strided.default,
-)  # fmt: skip
+
+def _tensors(tree: object) -> list[Tensor]:
+    """Return the tensors in a tree, each once."""
+    return list({id(x): x for x in tree_leaves(tree) if isinstance(x, Tensor)}.values())
+
+
+def _nbytes(x: Tensor) -> float:
+    """Return the bytes of a tensor; of one that is expanded, those that there are."""
+    return float(min(x.nbytes, x.untyped_storage().nbytes()))
 
 
 class FusedAttention(TorchFunctionMode):
-    """PyTorch's fused attention, as it is on a GPU: no device has it but by name."""
+    """Takes PyTorch's attention for the fused one of a GPU, which no other device chooses."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention and not (kwargs or {}).get("attn_mask"):
-            return aten._scaled_dot_product_flash_attention(*args[:3])[0]
+        if func is F.scaled_dot_product_attention and len(args) == 3 and not kwargs:
+            return aten._scaled_dot_product_flash_attention(*args)[0]
         return func(*args, **(kwargs or {}))
 
 
@@ -169,7 +199,9 @@ def report() -> None:
         profile[NAMES.get(row["op"], row["op"])] += float(row["ms"])
     steps = {
         case: {
-            row["op"]: {k: float(v) for k, v in row.items() if k not in ("op", "case", "commit")}
+            row["op"]: {
+                k: float(v) for k, v in row.items() if k not in ("op", "case", "commit", "dirty")
+            }
             for row in rows
             if row["case"] == case
         }
@@ -203,16 +235,17 @@ def main() -> None:
     if parser.parse_args().what == "report":
         report()
         return
-    commit = make_row("predict", "", "").commit
+    where = make_row("predict", "", "")
+    counted = list(count())
     with (RESULTS / "predicted.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["op", "case", "calls", "gflop", "gib", *GPUS, "commit"])
-        for case, ops in count():
+        writer.writerow(["op", "case", "calls", "gflop", "gib", *GPUS, "commit", "dirty"])
+        for case, ops in counted:
             for name, op in sorted(ops.items()):
                 milliseconds = [f"{1e3 * op.seconds[gpu]:.5f}" for gpu in GPUS]
                 writer.writerow(
                     [name, case, op.calls, f"{op.flops / 1e9:.4f}", f"{op.bytes / 2**30:.6f}",
-                     *milliseconds, commit]
+                     *milliseconds, where.commit, where.dirty]
                 )  # fmt: skip
 
 

@@ -184,7 +184,8 @@ def _like(one: Row, other: Row) -> bool:
 
 
 def _plot(rows: list[Row]) -> None:
-    """Draw the ladder, one panel a case and device."""
+    """Draw the ladder, one panel a case and device: of quiet machines, with all their threads."""
+    rows = [r for r in rows if "busy" not in r.case and not r.device.endswith(", 1 cores")]
     cases = [row for i, row in enumerate(rows) if not any(_like(row, r) for r in rows[:i])]
     figure, axes = plt.subplots(
         1, len(cases), figsize=(4.5 * len(cases), 2.6), layout="constrained", squeeze=False

@@ -32,7 +32,7 @@ def conv2d(
         bias: (c_out,).
         stride: along both sides.
         padding: zeros on all four sides.
-        backend: `onednn` has a kernel of its own, for float32 on a CPU.
+        backend: `onednn` and `onednn-products` have a kernel of their own, for float32 on a CPU.
 
     Returns:
         (B, c_out, h', w'). Differentiable in x alone.

@@ -80,7 +80,8 @@ def scatter_columns(
     patches = F.pad(patches, (0, 0, before, right, before, below))
     out = patches.new_zeros(b, h, w, c)
     # Slices of what is padded once are one loop for a compiler. Adding each patch to its own place
-    # in the result costs it a mask in a mask.
+    # in the result makes it ask, for each, whether a position lies in that place: nine questions
+    # within each other for a 3 x 3 kernel.
     for i, part in enumerate(torch.split(patches, c, dim=-1)):
         y, x = divmod(i, kernel)
         out += part[:, kernel - 1 - y :, kernel - 1 - x :][:, :h, :w]

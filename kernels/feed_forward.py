@@ -28,7 +28,8 @@ def feed_forward(
         b_in: (2i,).
         w_out: (c, i).
         b_out: (c,).
-        backend: `onednn` has a kernel of its own, for float32 on a CPU; `triton` one of GEGLU.
+        backend: `onednn` and `onednn-products` have a kernel of their own, for float32 on a CPU;
+            `triton` has one of GEGLU.
 
     Returns:
         (B, L, c). Differentiable in x; by the reference also in the weights.

@@ -16,7 +16,7 @@ def linear(
         x: (..., c_in).
         weight: (c_out, c_in).
         bias: (c_out,), or None.
-        backend: `onednn` has a kernel of its own, for float32 on a CPU.
+        backend: `onednn` and `onednn-products` have a kernel of their own, for float32 on a CPU.
 
     Returns:
         (..., c_out). Differentiable in x; by the reference also in the weights.

@@ -146,8 +146,7 @@ class Model {
   std::vector<Tensor> ddim_pivot(Tensor latent, const Tensor& cond, const Progress& progress) {
     std::vector<Tensor> pivot{latent};
     for (int i = steps_ - 1; i >= 0; i--) {
-      Tensor eps = run("noise", {latent, timestep(i), cond})[0];
-      latent = moved("invert", i, latent, eps);
+      latent = moved("invert", i, latent, run("noise", {latent, timestep(i), cond})[0]);
       pivot.push_back(latent);
       progress(steps_ - i, 2 * steps_);
     }

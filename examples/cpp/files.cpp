@@ -22,10 +22,17 @@ const std::map<std::string, std::string> DTYPES = {
 const std::map<std::string, std::string> STORED = {
     {"float32", "F32"}, {"int64", "I64"}, {"uint8", "U8"}, {"bool", "BOOL"}};
 
-// What is nested deeper than anything of ours is left out: a stack might not hold it.
-Json parsed(std::string_view text) {
-  auto shallow = [](int depth, Json::parse_event_t, const Json&) { return depth < 32; };
-  return Json::parse(text, shallow, false);
+// JSON of a file, unless it is nested so deep that a stack might not hold it.
+Json parsed(const std::string& path, std::string_view text) {
+  int depth = 0;
+  bool quoted = false;
+  for (size_t k = 0; k < text.size() && depth <= 32; k++) {
+    if (quoted && text[k] == '\\') k++;
+    else if (text[k] == '"') quoted = !quoted;
+    else if (!quoted) depth += ((text[k] | 32) == '{') - ((text[k] | 32) == '}');  // or [ and ]
+  }
+  if (depth > 32) throw Refused(path + ": got JSON nested deeper than 32 levels, expected fewer");
+  return Json::parse(text, nullptr, false);
 }
 
 std::string sha256(std::initializer_list<std::string_view> parts) {
@@ -88,7 +95,7 @@ MappedFile::MappedFile(const std::string& path) : path_(path), bytes_(mapped(pat
   uint64_t length = 0;
   if (bytes_->size() >= 8) std::memcpy(&length, bytes_->data(), 8);
   if (bytes_->size() >= 8 && length <= bytes_->size() - 8)
-    entries_ = parsed(bytes_->substr(8, length));
+    entries_ = parsed(path, bytes_->substr(8, length));
   if (!entries_.is_object()) throw Refused(path + ": got no safetensors file");
   body_ = bytes_->substr(8 + length);
   metadata_ = entries_.value("__metadata__", Json::object());
@@ -125,7 +132,7 @@ std::string sha256_of_file(const std::string& path) { return sha256({*mapped(pat
 TensorFile read_tensors(const std::string& path, const std::string& key) {
   const MappedFile file(path);
   if (!file.metadata().contains(key)) throw Refused(path + ": got a file without \"" + key + "\"");
-  TensorFile found{parsed(file.metadata()[key].get<std::string>()), file};
+  TensorFile found{parsed(path, file.metadata()[key].get<std::string>()), file};
   const std::string expected = found.header.value("digest", "");
   found.header.erase("digest");
   if (digest(found.header, file.entries(), file.body()) != expected)
@@ -173,14 +180,14 @@ void check_output(const std::string& path, const std::string& key) {
 }
 
 Json read_manifest(const std::string& folder, const std::string& format) {
-  Json manifest = parsed(*mapped(folder + "/manifest.json"));
+  Json manifest = parsed(folder, *mapped(folder + "/manifest.json"));
   if (!manifest.is_object() || manifest.value("format", "") != "nti-export-2")
     throw Refused(folder + ": expected a folder that `nti export` has finished");
   if (manifest.at("batch") != 1 || manifest.at("device") != "cpu")
     throw Refused(folder + ": expected an export for a CPU with --batch 1");
   for (const auto& [name, entry] : manifest.at("functions").items())
     if (!entry.at("files").contains(format))
-      throw Refused(folder + ": got no " + format + " of " + name + ": use --format " + format);
+      throw Refused(folder + ": got no " + format + " of " + name + ": nti export --format " + format);
   for (const auto& [name, entry] : manifest.at("files").items())
     if (sha256_of_file(folder + "/" + name) != entry.at("sha256"))
       throw Refused(folder + "/" + name + ": was changed since it was exported: export anew");

@@ -68,9 +68,7 @@ int main(int count, char** given) try {
   nti_model* opened = nullptr;
   const nti_status status = nti_open(files[0], threads, &opened);
   std::unique_ptr<nti_model, decltype(&nti_close)> model(opened, nti_close);
-  auto check = [&](nti_status found) {
-    if (found != NTI_OK) fail(nti_last_error(opened));
-  };
+  auto check = [&](nti_status found) { if (found != NTI_OK) fail(nti_last_error(opened)); };
   check(status);
   int width, height, edits;
   check(nti_size(opened, &width, &height, &edits));

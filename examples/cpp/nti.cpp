@@ -86,7 +86,6 @@ nti_status nti_reconstruct(nti_model* model, const char* inversion, const char* 
 
 nti_status nti_edit(nti_model* model, const char* inversion, const char* plan, uint8_t* pixels,
                     nti_progress progress, void* user) {
-  return guarded(model, [&] {
-    opened(model).edit(inversion, plan, pixels, told(progress, user));
-  });
+  return guarded(model,
+                 [&] { opened(model).edit(inversion, plan, pixels, told(progress, user)); });
 }

@@ -6,7 +6,7 @@
  * Ownership: `nti_open` makes the handle and `nti_close` frees it; every other pointer belongs to
  * the caller and is not kept. Threads: a handle serves one thread at a time; there is no state
  * outside of handles. Files are mapped into memory: none may be changed in place while a call reads
- * it, and none of the folder before `nti_close`. Paths and text are UTF-8.
+ * it. The folder has to stay as it is, and where it is, until `nti_close`. Paths and text are UTF-8.
  */
 #ifndef NTI_H
 #define NTI_H
@@ -28,7 +28,7 @@ typedef enum {
 /* Called after each timestep; a value other than 0 ends the run with NTI_FAILED. It must not throw. */
 typedef int (*nti_progress)(void* user, int done, int total);
 
-/* Load a folder. `threads` is the number that one call may use; on libtorch it becomes that of the
+/* Load a folder; onnxruntime loads a graph when it is first called. `threads` is the number that one call may use; on libtorch it becomes that of the
  * thread that calls. `*model` is set even where it fails, for `nti_last_error`: close it all the same. */
 nti_status nti_open(const char* folder, int threads, nti_model** model);
 void nti_close(nti_model* model);

@@ -2,6 +2,8 @@
 //
 // That interface is a table of functions whose order never changes; versions add to its end. So the
 // few that are used here are called by their place, and no header of onnxruntime is needed.
+#include <filesystem>
+
 #include "files.h"
 #include "runtime.h"
 
@@ -81,8 +83,11 @@ class Graphs : public Runtime {
       : env_(ort_, RELEASE_ENV),
         memory_(ort_, RELEASE_MEMORY),
         options_(ort_, RELEASE_OPTIONS),
-        folder_(folder),
-        functions_(functions) {
+        folder_(std::filesystem::absolute(folder)),
+        functions_(functions),
+        weights_written_(written("weights.safetensors")) {
+    for (const auto& [name, entry] : functions.items())
+      graphs_written_[name] = written(entry.at("files").at("onnx"));
     ort_(CREATE_ENV, 3 /* errors */, "nti", env_.place());
     ort_(CREATE_CPU_MEMORY, 0 /* device allocator */, 0 /* default type */, memory_.place());
     ort_(CREATE_OPTIONS, options_.place());
@@ -113,9 +118,18 @@ class Graphs : public Runtime {
     if (auto found = graphs_.find(function); found != graphs_.end()) return found->second;
     const Json& entry = functions_.at(function);
     Graph graph{Owned(ort_, RELEASE_SESSION), entry.at("inputs"), entry.at("outputs")};
-    std::string path = folder_ + "/" + entry.at("files").at("onnx").get<std::string>();
+    const std::string file = entry.at("files").at("onnx"), path = folder_ / file;
+    if (written(file) != graphs_written_.at(function) ||
+        written("weights.safetensors") != weights_written_)
+      throw Refused(path + ": was written anew since the folder was opened: open it again");
     ort_(CREATE_SESSION, env_.get(), path.c_str(), options_.get(), graph.session.place());
     return graphs_.emplace(function, std::move(graph)).first->second;
+  }
+
+  // When a file was written; the earliest time for one that is not there.
+  std::filesystem::file_time_type written(const std::string& file) const {
+    std::error_code error;
+    return std::filesystem::last_write_time(folder_ / file, error);
   }
 
   // The library's views of tensors' bytes, into which it also writes what it gives.
@@ -136,8 +150,10 @@ class Graphs : public Runtime {
 
   Library ort_;
   Owned env_, memory_, options_;
-  std::string folder_;
+  std::filesystem::path folder_;
   Json functions_;
+  std::filesystem::file_time_type weights_written_;
+  std::map<std::string, std::filesystem::file_time_type> graphs_written_;
   std::map<std::string, Graph> graphs_;
 };
 

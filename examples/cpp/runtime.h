@@ -16,9 +16,7 @@ namespace nti {
 
 using Json = nlohmann::json;
 
-struct Refused : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
+struct Refused : std::runtime_error { using std::runtime_error::runtime_error; };
 
 // A tensor row by row, which owns its bytes.
 struct Tensor {

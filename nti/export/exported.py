@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -48,7 +49,8 @@ class Exported:
                 copied.
 
         Raises:
-            ExportError: a function that is not there, or other inputs.
+            ExportError: a function that is not there, or other inputs; at the first call of a graph
+            of onnxruntime also a folder that was written anew since it was loaded.
 
         """
         if name not in self.runs:
@@ -68,7 +70,7 @@ def load_exported(
     """Load the functions of a folder.
 
     Packages share the weights. onnxruntime takes them into a layout of its own for each graph, so a
-    graph is loaded when it is first called.
+    graph is loaded when it is first called. Until then the folder has to stay as it is.
 
     Args:
         folder: that `nti.export.export` has written.
@@ -80,7 +82,7 @@ def load_exported(
         another PyTorch or processor, weights that are not laid out as the manifest says.
 
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     a_choice("format", format, ("aoti", "onnx"))
     manifest = read_manifest(folder)
     entries = manifest.functions
@@ -153,19 +155,34 @@ def _graphs(folder: Path, manifest: Manifest, threads: int | None) -> dict[str, 
 
     def load(entry: FunctionEntry) -> Run:
         names = [port.name for port in entry.inputs]
+        graph, weights = folder / entry.files["onnx"], folder / WEIGHTS
+        written, one_at_once = (_written(graph), _written(weights)), Lock()
 
         @cache
         def session() -> Any:
-            path = str(folder / entry.files["onnx"])
-            return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            if (_written(graph), _written(weights)) != written:
+                raise ExportError(
+                    f"{graph}: it or {WEIGHTS} was written anew since the folder was loaded: load"
+                    " it again"
+                )
+            return onnxruntime.InferenceSession(
+                str(graph), options, providers=["CPUExecutionProvider"]
+            )
 
         def run(inputs: list[Tensor]) -> list[Tensor]:
             given = {n: x.detach().numpy() for n, x in zip(names, inputs, strict=True)}
-            return [torch.from_numpy(x) for x in session().run(None, given)]
+            with one_at_once:
+                loaded = session()
+            return [torch.from_numpy(x) for x in loaded.run(None, given)]
 
         return run
 
     return {name: load(entry) for name, entry in manifest.functions.items()}
+
+
+def _written(path: Path) -> int | None:
+    """Return when a file was written, in ns; None where there is none."""
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _check(what: str, tensor: Tensor, port: Port) -> None:

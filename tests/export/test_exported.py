@@ -1,6 +1,7 @@
 """What is not the export that its manifest describes is refused, not computed."""
 
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Callable
@@ -67,7 +68,7 @@ def test_a_folder_that_has_changed_is_refused(folder: Path, tmp_path: Path, name
 def test_a_graph_takes_its_weights_when_it_is_first_called(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each has its own copy: all eight of Stable Diffusion's size do not fit a desktop's memory."""
+    """Each has its own copy, so what is not called takes no memory."""
     made = []
     plain = onnxruntime.InferenceSession
     monkeypatch.setattr(
@@ -81,6 +82,19 @@ def test_a_graph_takes_its_weights_when_it_is_first_called(
     for _ in range(2):
         exported("text", tokens)
     assert made == [str(folder / "text.onnx")]
+
+
+def test_a_folder_that_was_written_anew_before_a_first_call_is_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Its manifest was read, so its graphs and weights must still be those that it describes."""
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    exported = load_exported(copy, "onnx")
+    tokens = torch.zeros(1, 77, dtype=torch.int64)
+    os.utime(copy / "weights.safetensors", (0, 0))
+    with pytest.raises(ExportError, match="was written anew since the folder was loaded"):
+        exported("text", tokens)
 
 
 PACKAGES: dict[str, tuple[Change, str]] = {

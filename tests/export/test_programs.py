@@ -5,6 +5,7 @@ edited. It takes minutes, most of them for the compiler.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -88,9 +89,12 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(work: Path) -> Run:
-    def start(program: str, command: str, *files: object, **environment: str):  # type: ignore[no-untyped-def]
+    def start(  # type: ignore[no-untyped-def]
+        program: str, command: str, *files: object, folder: Path | None = None, **environment: str
+    ):
         """Run a program with nothing in its environment, as it has to bring all that it needs."""
-        arguments = [work / "build" / program, "--threads", "1", command, work / PROGRAMS[program]]
+        folder = folder or work / PROGRAMS[program]
+        arguments = [work / "build" / program, "--threads", "1", command, folder]
         return subprocess.run(
             [*map(str, arguments), *map(str, files)], env=environment, capture_output=True,
             text=True, cwd=work,
@@ -258,7 +262,8 @@ REFUSED = {
         "invert", "plan.safetensors", "image.png", "plan.safetensors", "is there and no inversion",
     ),
     "no folder": ("invert", "plan.safetensors", "image.png", "none/x", "none/x: cannot be written"),
-    "nested": ("edit", "own.nti.safetensors", "nested.safetensors", "x.png", "with its digest"),
+    "nested": ("edit", "own.nti.safetensors", "nested.safetensors", "x.png", "deeper than 32"),
+    "nested file": ("edit", "own.nti.safetensors", "header.safetensors", "x.png", "deeper than 32"),
     "no file": ("edit", "none", "plan.safetensors", "x.png", "none: cannot be read"),
 }  # fmt: skip
 
@@ -278,7 +283,7 @@ def test_what_does_not_fit_is_refused(
     write_tensors(work / "rows.nti.safetensors", "inversion", file.header, forged)
     narrow = {**file.tensors, "latents": file.tensors["latents"][..., :8].contiguous()}
     write_tensors(work / "shape.nti.safetensors", "inversion", file.header, narrow)
-    write_nested(work / "nested.safetensors")
+    write_nested(work / "nested.safetensors", work / "header.safetensors")
     other = {**file.header, "method": "direct"}
     write_tensors(work / "offsets.nti.safetensors", "inversion", other, file.tensors)
     command, *files, message = REFUSED[case]
@@ -287,11 +292,30 @@ def test_what_does_not_fit_is_refused(
     assert not (work / "x").exists() and not (work / "x.png").exists()
 
 
-def write_nested(path: Path, depth: int = 200_000) -> None:
-    """A plan whose header is nested deeper than a program's stack goes."""
-    plan = f'{{"a": {"[" * depth}{"]" * depth}}}'
-    header = json.dumps({"__metadata__": {"plan": plan}}).encode()
-    path.write_bytes(len(header).to_bytes(8, "little") + header)
+def write_nested(plan: Path, entries: Path, depth: int = 200_000) -> None:
+    """Files whose plan, or whose own header, is nested deeper than a program's stack goes."""
+    deep = f'{{"a": {"[" * depth}{"]" * depth}, "b": "}}"}}'
+    for path, text in ((plan, json.dumps({"__metadata__": {"plan": deep}})), (entries, deep)):
+        path.write_bytes(len(text).to_bytes(8, "little") + text.encode())
+
+
+def test_a_graph_that_is_not_called_is_not_loaded(
+    run: Run, work: Path, own: Inversion, tmp_path: Path
+) -> None:
+    """An edit does without the graphs of an inversion, which need gigabytes at full width."""
+    own.save(work / "own.nti.safetensors")
+    copy = tmp_path / "onnx"
+    shutil.copytree(work / "onnx", copy)
+    (copy / "iteration.onnx").write_bytes(b"no graph")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    found = hashlib.sha256(b"no graph").hexdigest()
+    manifest["files"]["iteration.onnx"] = {"sha256": found, "bytes": len(b"no graph")}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    done = run("nti-onnx", "edit", "own.nti.safetensors", "plan.safetensors", "y.png", folder=copy)
+    assert done.returncode == 0, done.stderr
+    files = ("plan.safetensors", "image.png", "y.nti.safetensors")
+    done = run("nti-onnx", "invert", *files, folder=copy)
+    assert done.returncode == 2 and "onnxruntime: " in done.stderr
 
 
 def test_a_folder_that_has_changed_is_refused(program: str, run: Run, work: Path) -> None:

@@ -61,8 +61,10 @@ def test_it_is_refused_where_it_is_switched_off() -> None:
 
 
 CONVOLUTIONS = pytest.mark.parametrize(
-    ("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (1, 1, 0), (3, 1, 0), (3, 2, 0)]
-)
+    ("kernel", "stride", "padding"),
+    [(3, 1, 1), (3, 2, 1), (1, 1, 0), (3, 1, 0), (3, 2, 0),
+     (1, 2, 0), (1, 1, 1), (2, 1, 0), (2, 1, 2), (3, 3, 1), (5, 2, 1)],
+)  # fmt: skip
 
 
 @CONVOLUTIONS
