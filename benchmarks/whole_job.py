@@ -3,6 +3,7 @@ process of its own, in turns.
 
     python benchmarks/whole_job.py --community FILE           the embedded model, T = 50
     python benchmarks/whole_job.py --community FILE --full    SD v1's size, 256 px, T = 10
+    python benchmarks/whole_job.py --community FILE --busy    beside a process that keeps a core
     python benchmarks/whole_job.py report                     the table of docs/performance.md
 
 `--community` names diffusers' NullTextPipeline (see `community`). At SD v1's size the weights are
@@ -30,6 +31,7 @@ from nti import load_model
 from nti.config import SD_V1
 from nti.demo import sample_image
 from rows import Row, make_row, read_rows, write_rows
+from timing import busy_core
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
@@ -91,18 +93,21 @@ def measure(options: argparse.Namespace) -> list[Row]:
             )
         asked = commands(options, work, steps)
         times: dict[str, list[float]] = {name: [] for name in asked}
-        for turn in range(options.repeats):
-            for name in asked if turn % 2 else reversed(asked):
-                started = time.perf_counter()
-                done = run(asked[name], capture_output=True, text=True)
-                if done.returncode:
-                    raise RuntimeError(f"{name}: {done.stderr[-2000:]}")
-                times[name].append(1e3 * (time.perf_counter() - started))
-                print(f"{name}: {times[name][-1] / 1e3:.1f} s", flush=True)
+        with busy_core(options.busy):
+            for turn in range(options.repeats):
+                for name in asked if turn % 2 else reversed(asked):
+                    started = time.perf_counter()
+                    done = run(asked[name], capture_output=True, text=True)
+                    if done.returncode:
+                        raise RuntimeError(f"{name}: {done.stderr[-2000:]}")
+                    times[name].append(1e3 * (time.perf_counter() - started))
+                    print(f"{name}: {times[name][-1] / 1e3:.1f} s", flush=True)
     where = f"SD v1's size, {SIDE} px" if options.full else "embedded model"
     return [
         make_row(
-            "whole_job", name, where if name == SHORTEST else f"{where}, T = {steps}",
+            "whole_job", name,
+            (where if name == SHORTEST else f"{where}, T = {steps}")
+            + (", busy" if options.busy else ""),
             milliseconds=each,
         )
         for name, each in times.items()
@@ -131,6 +136,7 @@ def main() -> None:
     )
     parser.add_argument("--community", type=Path, help="the file of diffusers' NullTextPipeline")
     parser.add_argument("--full", action="store_true", help="SD v1's size, random weights")
+    parser.add_argument("--busy", action="store_true", help="beside a process that keeps a core")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--work", type=Path, help="where the checkpoint lies meanwhile")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
