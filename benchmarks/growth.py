@@ -130,13 +130,16 @@ def report(rows: Sequence[Row]) -> None:
             )
             before = x, row
         at = [x for x, _ in mine]
-        values = (
-            ("seconds", [r.p50_ms / 1e3 for _, r in mine]),
-            ("peak, GiB", [r.peak_mib / 1024 for _, r in mine]),
-        )
-        for panel, (label, measured) in zip(axes[:, number], values, strict=True):
-            panel.plot(at, measured, "o-")
-            panel.set(xscale="log", yscale="log", xlabel=axis, ylabel=label)
+        seconds = [r.p50_ms / 1e3 for _, r in mine]
+        times, peaks = axes[:, number]
+        times.plot(at, seconds, "o-")
+        times.set(yscale="log", ylabel="seconds")
+        times.set_yticks(seconds, [f"{x:.3g}" for x in seconds], fontsize=7)
+        gib = [r.peak_mib / 1024 for _, r in mine]
+        peaks.plot(at, gib, "o-")
+        peaks.set(ylim=(0, 1.1 * max(gib)), ylabel="peak, GiB")
+        for panel in (times, peaks):
+            panel.set(xscale="log", xlabel=axis)
             panel.set_xticks(at, [str(x) for x in at], fontsize=7)
             panel.minorticks_off()
             panel.grid(alpha=0.3)
