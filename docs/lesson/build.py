@@ -92,7 +92,9 @@ def _fetched(work: Path, fail: Callable[[str], Any]) -> Path:
         lines = done.stderr.strip().splitlines() or ["no package came"]
         fail(f"npm pack {RUNTIME}: {lines[-1]}; or give --runtime")
     with tarfile.open(packed[0]) as archive:
-        archive.extractall(work, filter="data")
+        if hasattr(tarfile, "data_filter"):  # Python 3.11.4 and newer
+            archive.extraction_filter = tarfile.data_filter
+        archive.extractall(work)
     return work / "package" / "dist"
 
 

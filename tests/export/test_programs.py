@@ -169,13 +169,14 @@ def test_an_edit_without_blend_words_beside_one_with(
 ) -> None:
     """Each has its own region, and what has none changes everywhere."""
     blends: list[tuple[str, str] | None] = [("cross", "star"), None]
-    plan = EditPlan.create(embedded.tokenizer, SOURCE, TARGETS, steps=STEPS, blend=blends)
+    settings = {"blend": blends, "blend_threshold": 0.6}
+    plan = EditPlan.create(embedded.tokenizer, SOURCE, TARGETS, steps=STEPS, **settings)
     write_plan(work / "mixed.safetensors", plan, embedded.tokenizer)
     own.save(work / "own.nti.safetensors")
     files = ("own.nti.safetensors", "mixed.safetensors", f"{program}-mixed.png")
     done = run(program, "edit", *files)
     assert done.returncode == 0, done.stderr
-    edit = nti.edit(embedded, own, TARGETS, blend=blends)
+    edit = nti.edit(embedded, own, TARGETS, **settings)
     everywhere = nti.edit(embedded, own, TARGETS)
     for number, image in enumerate(edit.images, start=1):
         found = pixels(work / f"{program}-mixed-{number}.png")
