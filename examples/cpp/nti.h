@@ -28,8 +28,9 @@ typedef enum {
 /* Called after each timestep; a value other than 0 ends the run with NTI_FAILED. It must not throw. */
 typedef int (*nti_progress)(void* user, int done, int total);
 
-/* Load a folder; onnxruntime loads a graph when it is first called. `threads` is the number that one call may use; on libtorch it becomes that of the
- * thread that calls. `*model` is set even where it fails, for `nti_last_error`: close it all the same. */
+/* Load a folder; onnxruntime loads a graph when it is first called. `threads` is the number that one
+ * call may use; on libtorch it becomes that of the thread that calls. `*model` is set even where it
+ * fails, for `nti_last_error`: close it all the same. */
 nti_status nti_open(const char* folder, int threads, nti_model** model);
 void nti_close(nti_model* model);
 
