@@ -10,6 +10,7 @@ is wrong writes no row.
 """
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -104,10 +105,12 @@ def main() -> None:
 
 
 def _busy(parts: Iterator[list[Row]]) -> Iterator[list[Row]]:
-    """Measure beside a busy core, and say so in each case."""
+    """Measure beside a busy core, and say so in each case, with how long threads spin if set."""
+    spins = os.environ.get("GOMP_SPINCOUNT")
+    busy = "busy" if spins is None else f"busy, GOMP_SPINCOUNT={spins}"
     with busy_core():
         for rows in parts:
-            yield [replace(row, case=f"{row.case}, busy") for row in rows]
+            yield [replace(row, case=f"{row.case}, {busy}") for row in rows]
 
 
 def _parts(
