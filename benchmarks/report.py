@@ -183,9 +183,14 @@ def _like(one: Row, other: Row) -> bool:
     return (one.case, one.dtype, one.device) == (other.case, other.dtype, other.device)
 
 
+def _unusual(row: Row) -> bool:
+    """Whether it is of a busy machine, of one thread, or of threads that spin for another time."""
+    return row.case.endswith("busy") or "SPINCOUNT" in row.case or row.device.endswith(", 1 cores")
+
+
 def _plot(rows: list[Row]) -> None:
-    """Draw the ladder, one panel a case and device: of quiet machines, with all their threads."""
-    rows = [r for r in rows if "busy" not in r.case and not r.device.endswith(", 1 cores")]
+    """Draw the ladder, one panel a case and device, as machines usually are."""
+    rows = [row for row in rows if not _unusual(row)]
     cases = [row for i, row in enumerate(rows) if not any(_like(row, r) for r in rows[:i])]
     figure, axes = plt.subplots(
         1, len(cases), figsize=(4.5 * len(cases), 2.6), layout="constrained", squeeze=False

@@ -94,7 +94,7 @@ def main() -> None:
         started = time.monotonic()
         name = f"quick-{section}" if options.quick else section
         parts = _parts(section, config, sides, repeats, dtype, device, pipeline)
-        for rows in parts if not options.busy else _busy(parts):
+        for rows in _labelled(parts, busy=options.busy):
             for row in rows:
                 print(
                     f"{row.section:<10} {row.provider:<16} {row.case:<34} {row.dtype:<8}"
@@ -104,13 +104,14 @@ def main() -> None:
         print(f"{section}: {time.monotonic() - started:.0f} s", flush=True)
 
 
-def _busy(parts: Iterator[list[Row]]) -> Iterator[list[Row]]:
-    """Measure beside a busy core, and say so in each case, with how long threads spin if set."""
+def _labelled(parts: Iterator[list[Row]], *, busy: bool) -> Iterator[list[Row]]:
+    """Measure, beside a busy core if asked, and say in each case what is not as usual."""
     spins = os.environ.get("GOMP_SPINCOUNT")
-    busy = "busy" if spins is None else f"busy, GOMP_SPINCOUNT={spins}"
-    with busy_core():
+    unusual = [] if spins is None else [f"GOMP_SPINCOUNT={spins}"]
+    unusual += ["busy"] if busy else []
+    with busy_core(busy):
         for rows in parts:
-            yield [replace(row, case=f"{row.case}, {busy}") for row in rows]
+            yield [replace(row, case=", ".join([row.case, *unusual])) for row in rows]
 
 
 def _parts(
