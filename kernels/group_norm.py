@@ -171,6 +171,7 @@ def _wide(x: Tensor) -> Tensor:
 
 def _group_mean(x: Tensor, groups: int) -> Tensor:
     """(B, c, h, w) -> (B, c, 1, 1), for each channel the mean of its group."""
-    n, c = x.shape[:2]
-    mean = x.mean((2, 3)).view(n, groups, -1).mean(2, keepdim=True)
+    # With the groups as an axis throughout: else a compiled loop over channels divides for each.
+    n, c, h, w = x.shape
+    mean = x.view(n, groups, c // groups, h, w).mean((3, 4)).mean(2, keepdim=True)
     return mean.expand(-1, -1, c // groups).reshape(n, c, 1, 1)

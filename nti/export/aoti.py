@@ -1,15 +1,17 @@
 """Functions as packages that libtorch loads: machine code, made ahead of time, without weights."""
 
+import contextlib
 import ctypes
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
-from torch._inductor import aoti_compile_and_package, aoti_load_package
+from torch._inductor import aoti_compile_and_package, aoti_load_package, mkldnn_ir
 from torch._inductor.cpu_vec_isa import pick_vec_isa
 from torch.export import ExportedProgram
 
@@ -37,7 +39,29 @@ def write_package(program: ExportedProgram, path: Path) -> None:
             " again",
             stacklevel=2,
         )
-    aoti_compile_and_package(program, package_path=str(path), inductor_configs=OPTIONS)
+    with _turned_weights_in_place():
+        aoti_compile_and_package(program, package_path=str(path), inductor_configs=OPTIONS)
+
+
+@contextlib.contextmanager
+def _turned_weights_in_place() -> Iterator[None]:
+    """Let oneDNN's products read a turned matrix as it lies, which oneDNN can.
+
+    A backward pass multiplies by the turned weights. The compiler lays each out anew at every call:
+    all of a UNet's in an iteration.
+    """
+
+    def in_place(kind: Any, x: Any) -> Any:
+        turned = len(x.get_size()) == 2 and x.get_stride()[0] == 1
+        return x if turned else super(kind, kind).require_contiguous(x)
+
+    with contextlib.ExitStack() as patches:
+        for name in ("LinearUnary", "LinearBinary"):
+            kind = getattr(mkldnn_ir, name, None)
+            if kind is not None:
+                rule = classmethod(in_place)
+                patches.enter_context(mock.patch.object(kind, "require_contiguous", rule))
+        yield
 
 
 def load_package(path: Path, weights: Mapping[str, Tensor]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""What a graph of ONNX says in place of operations that its exporter lacks: backward passes.
+"""What a graph says in place of backward passes that its compiler lacks or is slow at.
 
 All are gradients to an input alone, as the weights are frozen.
 """
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import reduce
 from torch import Tensor
 
-__all__ = ["RULES"]
+__all__ = ["ONNX_RULES", "PACKAGE_RULES"]
 
 aten = torch.ops.aten
 
@@ -71,10 +71,48 @@ def upsample_nearest2d_backward(
     return reduce(gradient, "b c (h y) (w x) -> b c h w", "sum", y=rows, x=columns)
 
 
-RULES: dict[Any, Callable[..., Any]] = {
+def group_norm_backward(
+    gradient: Tensor,
+    image: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    n: int,
+    channels: int,
+    positions: int,
+    groups: int,
+    wanted: list[bool],
+) -> tuple[Tensor | None, None, None]:
+    """The gradient to GroupNorm's input, from sums over the positions of (n, channels, h, w).
+
+    PyTorch's own rule puts the positions into one axis. A compiler then copies maps in channels
+    last to channels first, and sums over them slowly.
+    """
+    if wanted[1] or wanted[2]:
+        raise NotImplementedError("group_norm_backward: expected the gradient to the input alone")
+    if not wanted[0]:
+        return None, None, None
+    # The groups are an axis: else a compiled loop over channels divides to find each one's group.
+    parts = n, groups, channels // groups, *image.shape[2:]
+    x, d_y = image.view(parts), gradient.view(parts)
+    scale = weight.view(groups, -1)
+    of_sums = (d_y.sum((3, 4)) * scale).sum(2)
+    of_products = ((d_y * x).sum((3, 4)) * scale).sum(2)
+    size = positions * channels // groups
+    slope = (of_sums * mean - of_products) * rstd**3 / size
+    offset = -slope * mean - of_sums * rstd / size
+    rstd, slope, offset = (each[:, :, None, None, None] for each in (rstd, slope, offset))
+    return (d_y * (rstd * scale[:, :, None, None]) + x * slope + offset).flatten(1, 2), None, None
+
+
+PACKAGE_RULES: dict[Any, Callable[..., Any]] = {
+    aten.native_group_norm_backward.default: group_norm_backward,
+}
+"""Of what PyTorch's compiler has no good loops for."""
+
+ONNX_RULES: dict[Any, Callable[..., Any]] = {
     **torch._decomp.get_decompositions(
         [
-            aten.native_group_norm_backward,
             aten.native_layer_norm_backward,
             aten.silu_backward,
             aten.gelu_backward,
@@ -82,7 +120,8 @@ RULES: dict[Any, Callable[..., Any]] = {
             aten._safe_softmax,
         ]
     ),
+    **PACKAGE_RULES,
     aten.convolution_backward.default: convolution_backward,
     aten.upsample_nearest2d_backward.default: upsample_nearest2d_backward,
 }
-"""The project's own, and PyTorch's."""
+"""Of what ONNX lacks: the project's own, and PyTorch's."""

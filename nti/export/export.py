@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nti.arguments import a_choice, a_whole_number, shown
 from nti.errors import Callback, report
+from nti.export.decompositions import PACKAGE_RULES
 from nti.export.functions import FUNCTIONS, Function, functions_of
 from nti.export.manifest import (
     BLEND,
@@ -205,7 +206,7 @@ def _write(kind: str, function: Function, path: Path) -> None:
     if kind == "aoti":
         from nti.export.aoti import write_package
 
-        write_package(traced(function), path)
+        write_package(traced(function, rules=PACKAGE_RULES), path)
         return
     from nti.export.onnx import onnx_program, write_graph
 

@@ -8,7 +8,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.nn.attention import SDPBackend
 
-from nti.export.decompositions import RULES
+from nti.export.decompositions import ONNX_RULES
 from nti.export.functions import Function
 from nti.export.trace import traced
 
@@ -19,7 +19,7 @@ OPSET = 18
 
 def onnx_program(function: Function) -> ExportedProgram:
     """Trace a function to operations that ONNX has: attention as its products, no backward ones."""
-    return traced(function, rules=RULES, attention=SDPBackend.MATH)
+    return traced(function, rules=ONNX_RULES, attention=SDPBackend.MATH)
 
 
 def write_graph(program: ExportedProgram, function: Function, path: Path, weights: Path) -> None:

@@ -4,7 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nti.export.decompositions import convolution_backward, upsample_nearest2d_backward
+from nti.export.decompositions import (
+    convolution_backward,
+    group_norm_backward,
+    upsample_nearest2d_backward,
+)
 from tolerances import assert_close
 
 
@@ -35,6 +39,37 @@ def test_the_gradient_to_repeated_pixels() -> None:
     gradient = torch.randn_like(out)
     (expected,) = torch.autograd.grad(out, image, gradient)
     assert_close(upsample_nearest2d_backward(gradient, [8, 10], [2, 3, 4, 5]), expected)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_gradient_to_a_group_norms_input(layout: torch.memory_format) -> None:
+    g = torch.Generator().manual_seed(0)
+    n, channels, height, width, groups = 2, 12, 5, 4, 3
+    image, gradient = (
+        torch.randn(n, channels, height, width, generator=g, dtype=torch.float64).add(3)
+        .to(memory_format=layout)
+        for _ in range(2)
+    )  # fmt: skip
+    weight = torch.randn(channels, generator=g, dtype=torch.float64)
+    sizes = n, channels, height * width, groups
+    image.requires_grad_()
+    normed, mean, rstd = torch.ops.aten.native_group_norm(image, weight, None, *sizes, 1e-5)
+    (expected,) = torch.autograd.grad(normed, image, gradient)
+    with torch.no_grad():
+        found = group_norm_backward(
+            gradient, image, mean, rstd, weight, *sizes, [True, False, False]
+        )
+    assert found[0] is not None and found[1:] == (None, None)
+    assert_close(found[0], expected)
+
+
+def test_a_group_norms_weights_are_frozen() -> None:
+    image, moment = torch.zeros(1, 2, 1, 1), torch.zeros(1, 1)
+    sizes = 1, 2, 1, 1
+    with pytest.raises(NotImplementedError, match="the input alone"):
+        group_norm_backward(
+            image, image, moment, moment, torch.ones(2), *sizes, [True, True, False]
+        )
 
 
 @pytest.mark.parametrize(
