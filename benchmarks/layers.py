@@ -1,5 +1,5 @@
-"""Section `layers`: choices of the CPU path, a layer at a time, forward and backward, on a UNet's
-shapes.
+"""Section `layers`: choices of the CPU path, a layer at a time, on a UNet's shapes: forward and
+backward, where nothing else is said.
 
 `oneDNN` against `PyTorch`: from how much work on the way to oneDNN pays, which is `WORTH` in
 `nti.kernels.linear_onednn`.
@@ -7,14 +7,17 @@ shapes.
 pays, which is `LARGE` in `nti.kernels.projected_attention_onednn`.
 `one product` against `three`: q, k and v by a matrix of their own each, or by one that holds all
 three. `time projections` is what computing them once a timestep would save of an iteration.
+`Winograd` against `oneDNN`: a forward pass of 3 x 3 convolutions by fewer multiplications.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from nti.kernels import linear_onednn, projected_attention_onednn
+from nti.kernels.linear_onednn import product
 from torch import Tensor, nn
 
 from nti.config import ModelConfig
@@ -29,6 +32,10 @@ CONVOLUTIONS = ((64, 8), (128, 8), (192, 8), (320, 8), (1280, 8))
 """Channels, and positions or the side of a square."""
 PROJECTED = ((320, 4096), (640, 1024), (1280, 256))
 """Of Stable Diffusion v1's self-attention at 512 px."""
+CONVOLVED = ((320, 64), (640, 32), (1280, 16))
+"""Channels and side of Stable Diffusion v1's maps at 512 px."""
+TILES = 512
+"""Of Winograd's convolution at once."""
 HEADS = 8
 LARGE = {"flash": 2**62, "blocks": 0}
 
@@ -63,10 +70,55 @@ def layers(config: ModelConfig, repeats: int) -> list[Row]:
         calls = {name: partial(_large, large, run) for name, large in LARGE.items()}
         case = f"attention's backward pass, {channels} channels, {positions} positions"
         rows += _rows(case, calls, repeats)
+    for channels, side in CONVOLVED:
+        layer = _frozen(Conv2d(channels, channels, 3, padding=1, backend="onednn"))
+        x = torch.randn(1, channels, side, side).to(memory_format=torch.channels_last)
+        given = x[0].permute(1, 2, 0), winograd_weights(layer.weight), layer.bias
+        right = layer(x)[0].permute(1, 2, 0)
+        torch.testing.assert_close(winograd(*given), right, rtol=1e-4, atol=1e-5)
+        calls = {"oneDNN": partial(layer, x), "Winograd": partial(winograd, *given)}
+        rows += _rows(f"3x3 forward, {channels} channels, {side} x {side}", calls, repeats)
     time = torch.randn(1, 4 * config.unet.channels)
     blocks = [_frozen(Linear(time.shape[1], width, backend="onednn")) for width in _widths(config)]
     calls = {"time projections": lambda: [block(time) for block in blocks]}
     return rows + _rows(f"{len(blocks)} of {config.unet.channels} channels", calls, repeats)
+
+
+def winograd_weights(weight: Tensor) -> Tensor:
+    """(o, c, 3, 3) -> (4, 4, o, c), 16/9 as many numbers: G W G^T of Lavin and Gray."""
+    g = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+    return torch.einsum("ai,bj,ocij->aboc", g, g, weight).contiguous()
+
+
+def winograd(x: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
+    """F(2 x 2, 3 x 3) of Lavin and Gray (arXiv 1509.09308): (h, w, c) -> (h, w, o), of even sides.
+
+    Four results take 16 multiplications of a channel where they take 36 else.
+    """
+    h, w, _ = x.shape
+    x = F.pad(x, (0, 0, 1, 1, 1, 1))
+    count = max(1, 2 * TILES // w)
+    strips = []
+    for top in range(0, h, 2 * count):
+        of_rows = []
+        rows = _before([x[top + i : h + i][: 2 * count : 2] for i in range(4)])
+        for row, of_row in zip(rows, weights, strict=True):
+            columns = _before([row[:, i : w + i : 2] for i in range(4)])
+            pairs = zip(columns, of_row, strict=True)
+            of_rows.append(_after([product(each, weight) for each, weight in pairs]))
+        both = [torch.stack(_after(parts), dim=1) for parts in zip(*of_rows, strict=True)]
+        strips.append(torch.stack(both, dim=3))
+    return torch.cat(strips).view(h, w, -1).add_(bias)
+
+
+def _before(parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    a, b, c, d = parts
+    return a - c, b + c, c - b, b - d
+
+
+def _after(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    a, b, c, d = parts
+    return a + b + c, b - c - d
 
 
 def _both(run: Callable[[], object]) -> dict[str, Callable[[], object]]:

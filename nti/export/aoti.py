@@ -13,9 +13,15 @@ import torch
 from torch import Tensor
 from torch._inductor import aoti_compile_and_package, aoti_load_package, mkldnn_ir
 from torch._inductor.cpu_vec_isa import pick_vec_isa
+from torch._inductor.ir import ReinterpretView
+from torch._inductor.virtualized import V
 from torch.export import ExportedProgram
 
-__all__ = ["load_package", "write_package"]
+from nti.export.decompositions import PACKAGE_RULES
+from nti.export.functions import Function
+from nti.export.trace import traced
+
+__all__ = ["load_package", "package_program", "write_package"]
 
 OPTIONS = {
     # The weights are loaded once, for all packages.
@@ -26,6 +32,11 @@ OPTIONS = {
     # places for so many threads, and more of them write past the end.
     "cpp.dynamic_threads": True,
 }
+
+
+def package_program(function: Function) -> ExportedProgram:
+    """Trace a function to operations of which the compiler makes good loops."""
+    return traced(function, rules=PACKAGE_RULES)
 
 
 def write_package(program: ExportedProgram, path: Path) -> None:
@@ -45,23 +56,35 @@ def write_package(program: ExportedProgram, path: Path) -> None:
 
 @contextlib.contextmanager
 def _turned_weights_in_place() -> Iterator[None]:
-    """Let oneDNN's products read a turned matrix as it lies, which oneDNN can.
+    """Let oneDNN's products read turned weights as they lie, which oneDNN can.
 
     A backward pass multiplies by the turned weights. The compiler lays each out anew at every call:
-    all of a UNet's in an iteration.
+    all of a UNet's in an iteration. It has no setting for that, so its rule is replaced meanwhile,
+    for the whole process. Warns where a later PyTorch does not have the rule.
     """
-
-    def in_place(kind: Any, x: Any) -> Any:
-        turned = len(x.get_size()) == 2 and x.get_stride()[0] == 1
-        return x if turned else super(kind, kind).require_contiguous(x)
-
-    with contextlib.ExitStack() as patches:
+    with contextlib.ExitStack() as replaced:
         for name in ("LinearUnary", "LinearBinary"):
-            kind = getattr(mkldnn_ir, name, None)
-            if kind is not None:
-                rule = classmethod(in_place)
-                patches.enter_context(mock.patch.object(kind, "require_contiguous", rule))
+            kind: Any = getattr(mkldnn_ir, name, None)
+            if not hasattr(kind, "require_contiguous"):
+                warnings.warn(
+                    f"export: torch {torch.__version__} has another compiler than this version of"
+                    " nti knows, so packages of the iteration may be slow: use torch 2.14",
+                    stacklevel=3,
+                )
+                break
+            rule = staticmethod(_unless_a_turned_weight(kind.require_contiguous))
+            replaced.enter_context(mock.patch.object(kind, "require_contiguous", rule))
         yield
+
+
+def _unless_a_turned_weight(contiguous: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return the compiler's rule for an operand of a product, but for weights (o, i) as (i, o)."""
+
+    def rule(operand: Any) -> Any:
+        is_weight = isinstance(operand, ReinterpretView) and operand.get_name() in V.graph.constants
+        return operand if is_weight and operand.get_stride()[0] == 1 else contiguous(operand)
+
+    return rule
 
 
 def load_package(path: Path, weights: Mapping[str, Tensor]) -> Callable[..., Any]:

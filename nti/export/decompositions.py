@@ -76,7 +76,7 @@ def group_norm_backward(
     image: Tensor,
     mean: Tensor,
     rstd: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     n: int,
     channels: int,
     positions: int,
@@ -88,21 +88,26 @@ def group_norm_backward(
     PyTorch's own rule puts the positions into one axis. A compiler then copies maps in channels
     last to channels first, and sums over them slowly.
     """
-    if wanted[1] or wanted[2]:
-        raise NotImplementedError("group_norm_backward: expected the gradient to the input alone")
+    if weight is None or image.ndim != 4 or wanted[1] or wanted[2]:
+        raise NotImplementedError(
+            "group_norm_backward: expected maps, weights and the gradient to the input alone"
+        )
     if not wanted[0]:
         return None, None, None
     # The groups are an axis: else a compiled loop over channels divides to find each one's group.
     parts = n, groups, channels // groups, *image.shape[2:]
-    x, d_y = image.view(parts), gradient.view(parts)
-    scale = weight.view(groups, -1)
+    x, d_y, mean, rstd, scale = (
+        each.to(torch.promote_types(each.dtype, torch.float32))
+        for each in (image.view(parts), gradient.view(parts), mean, rstd, weight.view(groups, -1))
+    )
     of_sums = (d_y.sum((3, 4)) * scale).sum(2)
     of_products = ((d_y * x).sum((3, 4)) * scale).sum(2)
     size = positions * channels // groups
     slope = (of_sums * mean - of_products) * rstd**3 / size
     offset = -slope * mean - of_sums * rstd / size
     rstd, slope, offset = (each[:, :, None, None, None] for each in (rstd, slope, offset))
-    return (d_y * (rstd * scale[:, :, None, None]) + x * slope + offset).flatten(1, 2), None, None
+    d_x = d_y * (rstd * scale[:, :, None, None]) + x * slope + offset
+    return d_x.flatten(1, 2).to(image.dtype), None, None
 
 
 PACKAGE_RULES: dict[Any, Callable[..., Any]] = {

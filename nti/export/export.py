@@ -12,7 +12,6 @@ from torch import Tensor
 
 from nti.arguments import a_choice, a_whole_number, shown
 from nti.errors import Callback, report
-from nti.export.decompositions import PACKAGE_RULES
 from nti.export.functions import FUNCTIONS, Function, functions_of
 from nti.export.manifest import (
     BLEND,
@@ -32,7 +31,7 @@ from nti.export.manifest import (
     schedule_tables,
     write_manifest,
 )
-from nti.export.trace import stored_weights, traced
+from nti.export.trace import stored_weights
 from nti.files import part_folder
 from nti.inversion.methods import METHODS
 from nti.inversion.provenance import describe_versions
@@ -204,9 +203,9 @@ def _replaceable(folder: Path) -> Path:
 
 def _write(kind: str, function: Function, path: Path) -> None:
     if kind == "aoti":
-        from nti.export.aoti import write_package
+        from nti.export.aoti import package_program, write_package
 
-        write_package(traced(function, rules=PACKAGE_RULES), path)
+        write_package(package_program(function), path)
         return
     from nti.export.onnx import onnx_program, write_graph
 

@@ -49,7 +49,7 @@ def traced(
 
     Args:
         function: which.
-        rules: operations that the program's reader lacks, see `Rules`.
+        rules: what is recorded in place of some operations, see `Rules`.
         attention: how attention is computed; None: as PyTorch chooses.
 
     """

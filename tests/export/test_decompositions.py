@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from nti.export.decompositions import (
     convolution_backward,
@@ -41,35 +42,59 @@ def test_the_gradient_to_repeated_pixels() -> None:
     assert_close(upsample_nearest2d_backward(gradient, [8, 10], [2, 3, 4, 5]), expected)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_the_gradient_to_a_group_norms_input(layout: torch.memory_format) -> None:
+def group_norm_case(
+    layout: torch.memory_format, dtype: torch.dtype, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Return the rule's gradient to a norm's input, and autograd's in float64."""
     g = torch.Generator().manual_seed(0)
     n, channels, height, width, groups = 2, 12, 5, 4, 3
     image, gradient = (
-        torch.randn(n, channels, height, width, generator=g, dtype=torch.float64).add(3)
-        .to(memory_format=layout)
-        for _ in range(2)
+        torch.randn(n, channels, height, width, generator=g, dtype=torch.float64)
+        .add(1).mul(factor).to(dtype).to(memory_format=layout)
+        for factor in (1, scale)
     )  # fmt: skip
-    weight = torch.randn(channels, generator=g, dtype=torch.float64)
+    weight = torch.randn(channels, generator=g, dtype=torch.float64).to(dtype)
     sizes = n, channels, height * width, groups
-    image.requires_grad_()
-    normed, mean, rstd = torch.ops.aten.native_group_norm(image, weight, None, *sizes, 1e-5)
-    (expected,) = torch.autograd.grad(normed, image, gradient)
-    with torch.no_grad():
-        found = group_norm_backward(
-            gradient, image, mean, rstd, weight, *sizes, [True, False, False]
-        )
+    leaf = image.double().requires_grad_()
+    normed = F.group_norm(leaf, groups, weight.double())
+    (expected,) = torch.autograd.grad(normed, leaf, gradient.double())
+    _, *moments = torch.ops.aten.native_group_norm(image, weight, None, *sizes, 1e-5)
+    found = group_norm_backward(
+        gradient, image, *moments, weight, *sizes, [True, False, False]
+    )  # fmt: skip
     assert found[0] is not None and found[1:] == (None, None)
-    assert_close(found[0], expected)
+    assert found[0].dtype == dtype
+    return found[0], expected
 
 
-def test_a_group_norms_weights_are_frozen() -> None:
-    image, moment = torch.zeros(1, 2, 1, 1), torch.zeros(1, 1)
-    sizes = 1, 2, 1, 1
+@pytest.mark.parametrize(
+    "layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"]
+)
+def test_the_gradient_to_a_group_norms_input(layout: torch.memory_format) -> None:
+    assert_close(*group_norm_case(layout, torch.float64, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_a_group_norms_sums_do_not_overflow_in_half_precision(dtype: torch.dtype) -> None:
+    found, expected = group_norm_case(torch.contiguous_format, dtype, 3000)
+    torch.testing.assert_close(
+        found.double(), expected, rtol=0, atol=2 * torch.finfo(dtype).eps * expected.abs().max()
+    )
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"weight": None}, {"wanted": [True, True, False]}, {"wanted": [True, False, True]}],
+    ids=["no weight", "its gradient", "the bias's"],
+)
+def test_a_group_norm_without_frozen_weights_is_refused(changed: dict[str, object]) -> None:
+    given = {
+        "gradient": torch.zeros(1, 2, 1, 1), "image": torch.zeros(1, 2, 1, 1),
+        "mean": torch.zeros(1, 1), "rstd": torch.ones(1, 1), "weight": torch.ones(2), "n": 1,
+        "channels": 2, "positions": 1, "groups": 1, "wanted": [True, False, False], **changed,
+    }  # fmt: skip
     with pytest.raises(NotImplementedError, match="the input alone"):
-        group_norm_backward(
-            image, image, moment, moment, torch.ones(2), *sizes, [True, True, False]
-        )
+        group_norm_backward(**given)
 
 
 @pytest.mark.parametrize(

@@ -291,9 +291,19 @@ def held_by(layer: nn.Module, x: Tensor) -> list[int]:
 
 
 @needs_onednn
-def test_a_feed_forward_keeps_its_input_alone(any_size: None) -> None:
+@pytest.mark.parametrize(
+    ("rows", "more", "kept"), [(64, 0, True), (64, -1, False), (63, 0, False)],
+    ids=["small", "large", "many rows"],
+)  # fmt: skip
+def test_a_feed_forward_keeps_its_input(
+    any_size: None, rows: int, more: int, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is small and of few rows, its inside as well, which is eight times as wide."""
     x = torch.randn(1, 6, 8, 8)
-    assert held_by(FeedForward("onednn").requires_grad_(False), x) == [x.nbytes]
+    monkeypatch.setattr(feed_forward_onednn, "ROWS", rows)
+    monkeypatch.setattr(feed_forward_onednn, "KEPT", 8 * x.nbytes + more)
+    held = held_by(FeedForward("onednn").requires_grad_(False), x)
+    assert held == [x.nbytes, 8 * x.nbytes][: 1 + kept]
 
 
 @needs_onednn
