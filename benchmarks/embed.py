@@ -131,7 +131,9 @@ def steps(options: argparse.Namespace) -> Iterator[list[Row]]:
                             f"{where}, {threads} threads{', busy' if busy else ''}",
                         )  # fmt: skip
             yield rows
-        yield memory(options, folder, [each.name for each in functions], where)
+        names = [each.name for each in functions]
+        del model, fast, functions, exported, other  # a graph of onnxruntime may need the room
+        yield memory(options, folder, names, where)
 
 
 def timed(

@@ -110,6 +110,14 @@ def group_norm_backward(
     return d_x.flatten(1, 2).to(image.dtype), None, None
 
 
+def softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Softmax without PyTorch's care for rows that are masked whole: here no row is masked.
+
+    With it a runtime looks for such rows in each attention map.
+    """
+    return torch.softmax(x, dim, dtype=dtype)
+
+
 PACKAGE_RULES: dict[Any, Callable[..., Any]] = {
     aten.native_group_norm_backward.default: group_norm_backward,
 }
@@ -122,10 +130,10 @@ ONNX_RULES: dict[Any, Callable[..., Any]] = {
             aten.silu_backward,
             aten.gelu_backward,
             aten._softmax_backward_data,
-            aten._safe_softmax,
         ]
     ),
     **PACKAGE_RULES,
+    aten._safe_softmax.default: softmax,
     aten.convolution_backward.default: convolution_backward,
     aten.upsample_nearest2d_backward.default: upsample_nearest2d_backward,
 }

@@ -34,6 +34,13 @@ def test_a_graph_holds_no_weights_and_no_place_of_the_machine(folder: Path) -> N
         assert b"site-packages" not in path.read_bytes()
 
 
+def test_attention_looks_for_no_row_that_is_masked_whole(folder: Path) -> None:
+    """PyTorch's own rule does, which took a tenth of an iteration by onnxruntime."""
+    graph = onnx.load(folder / "iteration.onnx", load_external_data=False).graph
+    kinds = {node.op_type for node in graph.node}
+    assert "Softmax" in kinds and "ReduceMin" not in kinds
+
+
 def constants(graph: onnx.GraphProto) -> list[tuple[int, float]]:
     found = []
     for number, node in enumerate(graph.node):
