@@ -22,8 +22,8 @@ ROWS = 512
 """Enough for a product to run at full speed, few enough to stay in the cache."""
 
 KEPT = 8 * 2**20
-"""Bytes of the inside up to which it is kept for the backward pass, of so few rows. At 256 px these
-are all sites but the finest, and keeping them saves 4 % of an inner iteration."""
+"""Bytes of the inside up to which it is kept for the backward pass, if it has no more than `ROWS`
+rows. At 256 px it is kept at all sites but the finest, which saves 4 % of an inner iteration."""
 
 
 def feed_forward(

@@ -1,6 +1,7 @@
-"""What a graph says in place of backward passes that its compiler lacks or is slow at.
+"""What a graph says in place of operations that its reader lacks or is slow at.
 
-All are gradients to an input alone, as the weights are frozen.
+They are backward passes and attention's softmax. Gradients are to an input alone, as the weights
+are frozen.
 """
 
 from collections.abc import Callable
@@ -85,8 +86,8 @@ def group_norm_backward(
 ) -> tuple[Tensor | None, None, None]:
     """The gradient to GroupNorm's input, from sums over the positions of (n, channels, h, w).
 
-    PyTorch's own rule puts the positions into one axis. A compiler then copies maps in channels
-    last to channels first, and sums over them slowly.
+    PyTorch's own rule has the positions as one axis, of which its compiler makes slower loops where
+    maps are in channels last. The sums are in float32 at least.
     """
     if weight is None or image.ndim != 4 or wanted[1] or wanted[2]:
         raise NotImplementedError(
