@@ -253,6 +253,7 @@ def _machine(row: Row) -> str:
 def table(rows: Sequence[Row], machine: str) -> list[str]:
     """Lay out the rows of one machine."""
     providers = list(dict.fromkeys(row.provider for row in rows))
+    providers.sort(key=lambda name: name != "eager")
     lines = [f"| {machine} | {' | '.join(providers)} |", f"|---|{'---:|' * len(providers)}"]
     for case in dict.fromkeys(row.case for row in rows):
         found = {row.provider: row for row in rows if row.case == case}
