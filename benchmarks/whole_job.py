@@ -64,11 +64,9 @@ def commands(options: argparse.Namespace, work: Path, steps: int) -> dict[str, l
             str(image), "--steps", str(steps), "--output", str(work / "c.pt"),
             *(["--checkpoint", str(checkpoint)] if options.full else []),
         ]  # fmt: skip
-    if not options.full:
-        first = [*ours, "--inner-steps", "1", "-o", str(work / "d.nti.safetensors")]
-        first[first.index("--steps") + 1] = "1"
-        found[SHORTEST] = first
-    return found
+    first = [*ours, "--inner-steps", "1", "-o", str(work / "d.nti.safetensors")]
+    first[first.index("--steps") + 1] = "1"
+    return found | {SHORTEST: first}
 
 
 def theirs(options: argparse.Namespace) -> None:
