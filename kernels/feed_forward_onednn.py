@@ -43,19 +43,16 @@ class _FeedForward(torch.autograd.Function):
         x: Tensor, scale: Tensor, shift: Tensor, eps: float, w_in: Tensor, b_in: Tensor,
         w_out: Tensor, b_out: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        norm = LayerNorm(scale, shift, eps)
-
-        def inside(rows: Tensor) -> Tensor:
-            return product(norm(rows), w_in, b_in)
+        given = scale, shift, eps, w_in, b_in
 
         def result(wide: Tensor) -> Tensor:
             return product(geglu_forward(wide), w_out, b_out)
 
         rows = x.shape[:-1].numel()
         if rows <= ROWS and rows * b_in.nbytes <= KEPT:
-            wide = inside(x)
-            return result(wide), wide
-        return (_by_rows(lambda rows: result(inside(rows)), x),)
+            kept = _inside(x, *given)
+            return result(kept[0]), *kept
+        return (_by_rows(lambda rows: result(_inside(rows, *given)[0]), x),)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -69,12 +66,19 @@ class _FeedForward(torch.autograd.Function):
         x, scale, shift, w_in, b_in, w_out, *kept = ctx.saved_tensors
 
         def run(rows: Tensor, grad: Tensor, *kept: Tensor) -> Tensor:
-            normed, mean, rstd = aten.native_layer_norm(rows, scale.shape, scale, shift, ctx.eps)
-            wide = kept[0] if kept else product(normed, w_in, b_in)
+            wide, mean, rstd = kept or _inside(rows, scale, shift, ctx.eps, w_in, b_in)
             grad = product(geglu_backward(product(grad, w_out.t()), wide), w_in.t())
             return layer_norm_backward(grad, rows, scale, shift, mean, rstd)
 
         return _by_rows(run, x, grads[0], *kept), *[None] * 7
+
+
+def _inside(
+    rows: Tensor, scale: Tensor, shift: Tensor, eps: float, w_in: Tensor, b_in: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the inside before GEGLU (..., 2i), and each row's mean and 1 / std (..., 1)."""
+    normed, mean, rstd = aten.native_layer_norm(rows, scale.shape, scale, shift, eps)
+    return product(normed, w_in, b_in), mean, rstd
 
 
 def _by_rows(run: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
