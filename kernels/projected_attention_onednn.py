@@ -5,7 +5,9 @@ Beside x and the context the result and a number a query are saved, and q, k and
 small.
 """
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from nti.kernels.linear_onednn import check, pays, product
 from nti.kernels.projected_attention import Projections, merge_heads, reference
 from torch import Tensor
 
-__all__ = ["attention_backward", "projected_attention"]
+__all__ = ["attention", "attention_backward", "projected_attention"]
 
 aten = torch.ops.aten
 
@@ -24,11 +26,15 @@ KEPT = 4 * 2**20
 256 px image, where keeping them saves 2 to 3 % of an inner iteration."""
 
 LARGE = 1024
-"""Keys from which on a backward pass by blocks of oneDNN's products takes less time than PyTorch's,
-which multiplies by MKL (`benchmarks/results/layers.csv`)."""
+"""Keys from which on blocks of oneDNN's products take less time than PyTorch's kernel, which
+multiplies by MKL (`benchmarks/results/layers.csv`)."""
 
 BLOCK = 2**20
 """Cells of a block: few enough to stay in the cache."""
+
+LOG2_E = math.log2(math.e)
+"""exp(s) is computed as exp2(s log2(e)): PyTorch leaves exp to MKL, but not exp2, which takes a
+quarter of the time on the AMD processor that was measured (`benchmarks/results/layers.csv`)."""
 
 
 def projected_attention(
@@ -52,7 +58,7 @@ class _ProjectedAttention(torch.autograd.Function):
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         qkv = _project(LayerNorm(scale, shift, eps)(x), context, heads, weights)
-        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(*qkv)
+        out, lse = attention(*qkv)
         kept = qkv if sum(part.nbytes for part in qkv) <= KEPT else ()
         return merge_heads(out), lse, *kept
 
@@ -80,6 +86,20 @@ class _ProjectedAttention(torch.autograd.Function):
         return of_x, None if context is None else of_source, *[None] * 7
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return softmax(q k^T / sqrt(d)) v (B, heads, L, d), and the log-sum-exp of each query's scores
+    (B, heads, L).
+    """
+    if k.shape[2] < LARGE:
+        found: tuple[Tensor, Tensor] = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+        return found
+    q = q * _scale(q)
+    out, lse = torch.empty_like(q), q.new_empty(q.shape[:3])
+    for head in _heads_of(q):
+        out[head], lse[head] = _attend(q[head], k[head], v[head])
+    return out, lse.div_(LOG2_E)
+
+
 def attention_backward(
     grad: Tensor, qkv: Sequence[Tensor], out: Tensor, lse: Tensor
 ) -> Sequence[Tensor]:
@@ -90,44 +110,72 @@ def attention_backward(
             grad, q, k, v, out, lse, 0.0, False
         )
         return found
-    scale = q.shape[3] ** -0.5
-    q, of_out = q * scale, (grad * out).sum(dim=3, keepdim=True)
-    gradients = [torch.empty_like(part) for part in qkv]
-    for row in range(len(q)):
-        for head in range(q.shape[1]):
-            parts = [part[row, head] for part in (grad, q, k, v, of_out, lse[..., None])]
-            for gradient, one in zip(gradients, _by_blocks(*parts), strict=True):
-                gradient[row, head] = one
-    gradients[0] *= scale
-    return gradients
+    q, lse, of_out = q * _scale(q), lse * LOG2_E, (grad * out).sum(dim=3)
+    of_q, of_k, of_v = (torch.empty_like(part) for part in qkv)
+    for head in _heads_of(q):
+        parts = (part[head] for part in (grad, q, k, v, of_out, lse))
+        of_q[head], of_k[head], of_v[head] = _attend_backward(*parts)
+    return of_q.mul_(q.shape[3] ** -0.5), of_k.div_(LOG2_E), of_v
 
 
-def _by_blocks(
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return one head's result (L, d), and log2 of the sum of exp2(q k^T) of each query (L,).
+
+    q (L, d) is scaled. A block of rows sees all keys (S, d) at once.
+    """
+    q, k, v_turned = q.contiguous(), k.contiguous(), v.t().contiguous()
+    out, (largest, total) = torch.empty_like(q), q.new_empty(2, len(q), 1)
+    for block in _blocks(q, k):
+        p = product(q[block], k)
+        torch.amax(p, 1, keepdim=True, out=largest[block])
+        p.sub_(largest[block]).exp2_()
+        torch.sum(p, 1, keepdim=True, out=total[block])
+        out[block] = product(p, v_turned)
+        del p  # before the next one is there
+    return out.div_(total), largest.add_(total.log2_())[:, 0]
+
+
+def _attend_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, of_out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of one head's q (L, d), which is scaled, and of its k and v (S, d).
+    """Return the gradients of one head's scaled q (L, d) and of its k and v (S, d), as of exp.
 
-    A block of the map's rows P is computed again from the log-sum-exp of each, (L, 1). With dP the
-    gradient of P and D = `of_out` the products of result and gradient (L, 1), that of the scores is
+    A block of the map's rows P is computed again from the log-sum-exp of each, (L,). With dP the
+    gradient of P and D = `of_out` the products of result and gradient (L,), that of the scores is
     P (dP - D) (FlashAttention-2, arXiv 2307.08691, Algorithm 2).
     """
     grad, q, k, v = (part.contiguous() for part in (grad, q, k, v))
-    k_turned = k.t().contiguous()
+    k_turned, of_out, lse = k.t().contiguous(), of_out[:, None], lse[:, None]
     of_q = torch.empty_like(q)
     of_k, of_v = (
         torch.zeros_like(part.t(), memory_format=torch.contiguous_format) for part in (k, v)
     )
-    rows = max(1, BLOCK // len(k))
-    for start in range(0, len(q), rows):
-        block = slice(start, start + rows)
+    for block in _blocks(q, k):
         some_q, some_grad = q[block], grad[block]
         # Turned: what is long lies along the product's columns, which is twice as fast.
-        p = product(some_q, k).sub_(lse[block]).exp_()
+        p = product(some_q, k).sub_(lse[block]).exp2_()
         of_v += product(some_grad.t().contiguous(), p.t())
         scores = product(some_grad, v).sub_(of_out[block]).mul_(p)
         of_k += product(some_q.t().contiguous(), scores.t())
         of_q[block] = product(scores, k_turned)
+        del p, scores
     return of_q, of_k.t(), of_v.t()
+
+
+def _scale(q: Tensor) -> float:
+    """What makes exp2 of the products of q and k the exp of the scores."""
+    return float(q.shape[3] ** -0.5 * LOG2_E)
+
+
+def _heads_of(q: Tensor) -> Iterator[tuple[int, int]]:
+    """Each image's each head."""
+    return itertools.product(range(q.shape[0]), range(q.shape[1]))
+
+
+def _blocks(q: Tensor, k: Tensor) -> Iterator[slice]:
+    """Rows of one head's map, `BLOCK` cells at once."""
+    rows = max(1, BLOCK // len(k))
+    return (slice(start, start + rows) for start in range(0, len(q), rows))
 
 
 def _project(
