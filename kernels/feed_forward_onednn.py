@@ -14,7 +14,7 @@ from nti.kernels.layer_norm import LayerNorm, layer_norm_backward
 from nti.kernels.linear_onednn import check, pays, product
 from torch import Tensor
 
-__all__ = ["KEPT", "ROWS", "feed_forward"]
+__all__ = ["KEPT", "ROWS", "ROWS_A_CHANNEL", "feed_forward"]
 
 aten = torch.ops.aten
 
@@ -22,9 +22,11 @@ ROWS = 512
 """Enough for a product to run at full speed, few enough to stay in the cache."""
 
 KEPT = 24 * 2**20
-"""Bytes of the inside up to which it is kept for the backward pass, if its rows are no more than
-twice its channels: what a byte saves grows with these. At 256 and 512 px it is kept at all sites of
-Stable Diffusion v1 but the finest."""
+"""Bytes of the inside up to which it is kept for the backward pass."""
+
+ROWS_A_CHANNEL = 2
+"""Rows for each channel of x up to which it is kept. What a byte saves grows with the channels. At
+256 and 512 px the inside is kept at all sites of Stable Diffusion v1 but the finest."""
 
 
 def feed_forward(
@@ -50,7 +52,7 @@ class _FeedForward(torch.autograd.Function):
             return product(geglu_forward(wide), w_out, b_out)
 
         rows = x.shape[:-1].numel()
-        if rows <= 2 * x.shape[-1] and rows * b_in.nbytes <= KEPT:
+        if rows <= ROWS_A_CHANNEL * x.shape[-1] and rows * b_in.nbytes <= KEPT:
             kept = _inside(x, *given)
             return result(kept[0]), *kept
         return (_by_rows(lambda rows: result(_inside(rows, *given)[0]), x),)

@@ -87,8 +87,8 @@ class _ProjectedAttention(torch.autograd.Function):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Return softmax(q k^T / sqrt(d)) v (B, heads, L, d), and the log-sum-exp of each query's scores
-    (B, heads, L).
+    """Return softmax(q k^T / sqrt(d)) v (B, heads, L, d), and the log-sum-exp of the scores of each
+    query (B, heads, L).
     """
     if k.shape[2] < LARGE:
         found: tuple[Tensor, Tensor] = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)

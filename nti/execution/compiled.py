@@ -29,7 +29,8 @@ def compiles() -> bool:
 def compiled_steps(steps: Steps, *, compiler: str | Function = "inductor") -> Steps:
     """Return the same steps, compiled at the first call with arguments of a shape.
 
-    That call takes minutes. All timesteps share a graph, as all that changes is a tensor. By
+    That call takes minutes. All timesteps share a graph, as all that changes is a tensor. To have
+    fewer graphs, each begins at the latent: the noise has no `begin` (`nti.sampling.step`). By
     `inductor` on CUDA what follows is replayed as a CUDA graph.
 
     Args:

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nti.execution.eager import eager_steps
+from nti.execution.eager import eager_steps, noise_of
 from nti.execution.leaves import cloned, shape_key, tensors
 from nti.execution.steps import Steps
+from nti.sampling.step import NoiseWithBeginning
 
 __all__ = ["Capture", "GraphStore", "capture_graph", "captured_steps"]
 
@@ -21,7 +22,7 @@ WARMUP = 1
 
 MOST_GRAPHS = 16
 """Graphs that a model keeps; beyond, the one that was not used for longest goes. An inversion takes
-two, and so does an edit."""
+four, an edit two."""
 
 ONE_AT_A_TIME = Lock()
 """PyTorch captures one graph at a time in a process."""
@@ -95,11 +96,11 @@ def captured_steps(
             f"execution: got 'cuda-graph' on {device}, expected a model on CUDA: load it with"
             " device='cuda', or choose execution='eager'"
         )
-    plain = eager_steps(steps.unet)
+    plain, eps = eager_steps(steps.unet), noise_of(steps.unet)
     graphs = GraphStore(capture, required=required)
     return Steps(
         unet=steps.unet,
-        noise=graphs.wrap(plain.noise),
+        noise=NoiseWithBeginning(graphs.wrap(eps.run), graphs.wrap(eps.begin)),
         guided_step=graphs.wrap(plain.guided_step),
         controlled_noise=graphs.wrap(plain.controlled_noise),
         null_text_iteration=graphs.wrap(plain.null_text_iteration),

@@ -7,14 +7,26 @@ from torch import Tensor
 from nti.execution.steps import Steps
 from nti.networks.control import AttentionControl
 from nti.networks.unet import UNet
-from nti.sampling.step import controlled_noise, guided_step, noise, null_text_iteration
+from nti.sampling.step import (
+    NoiseWithBeginning,
+    begun_by,
+    controlled_noise,
+    guided_step,
+    noise,
+    null_text_iteration,
+)
 
-__all__ = ["eager_steps"]
+__all__ = ["eager_steps", "noise_of"]
+
+
+def noise_of(unet: UNet) -> NoiseWithBeginning:
+    """Return eps_theta of a network."""
+    return NoiseWithBeginning(partial(noise, unet), partial(begun_by, unet))
 
 
 def eager_steps(unet: UNet) -> Steps:
     """Return the steps of a network."""
-    eps = partial(noise, unet)
+    eps = noise_of(unet)
 
     def controlled(
         latent: Tensor, timestep: Tensor, context: Tensor, control: AttentionControl | None
@@ -24,7 +36,7 @@ def eager_steps(unet: UNet) -> Steps:
     return Steps(
         unet=unet,
         noise=eps,
-        guided_step=partial(guided_step, eps),
+        guided_step=partial(guided_step, eps.run),
         controlled_noise=controlled,
-        null_text_iteration=partial(null_text_iteration, eps),
+        null_text_iteration=partial(null_text_iteration, eps.run),
     )

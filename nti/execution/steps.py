@@ -31,7 +31,7 @@ class Steps:
     unet: UNet
     """The network that they compute, as it was loaded."""
     noise: Noise
-    """(latent, timestep, context) -> eps."""
+    """(latent, timestep, context) -> eps; `nti.sampling.step.begin` goes with it."""
     guided_step: GuidedStep
     """(latent, timestep, uncond, cond, coefficients, guidance_scale) -> the next latent."""
     controlled_noise: ControlledNoise

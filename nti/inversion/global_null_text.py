@@ -11,7 +11,7 @@ from nti.errors import Callback, check_finite, report
 from nti.execution.steps import Steps
 from nti.inversion.null_text import NullTextResult, Rule, published_learning_rate
 from nti.sampling.schedule import Schedule, ddim_step
-from nti.sampling.step import AdamState, IterationInputs, guided_noise
+from nti.sampling.step import AdamState, IterationInputs, begin, guided_noise
 
 __all__ = ["optimize_global_null_text"]
 
@@ -61,15 +61,17 @@ def optimize_global_null_text(
         latents = [pivot[0]]
         for i in range(schedule.steps):
             latent, t = latents[-1], schedule.timestep(i, pivot)
-            eps_cond = steps.noise(latent, t, cond)
+            begun = begin(steps.noise, latent, t)
+            eps_cond = steps.noise(begun, t, cond)
             if sweep < sweeps:
                 first = IterationInputs.first(
                     uncond, latent, schedule, i, eps_cond=eps_cond, target=pivot[i + 1],
                     guidance_scale=guidance_scale, learning_rate=learning_rate(i, schedule.steps),
+                    begun=begun,
                 )  # fmt: skip
                 made = steps.null_text_iteration(replace(first, adam=adam))
                 uncond, adam, losses[i, :, sweep] = made.uncond, made.adam, made.losses
-            eps = guided_noise(steps.noise(latent, t, uncond), eps_cond, guidance_scale)
+            eps = guided_noise(steps.noise(begun, t, uncond), eps_cond, guidance_scale)
             latents.append(ddim_step(latent, eps, schedule.coefficients(i)))
             where = f"sweep {sweep + 1} at timestep {schedule.timesteps[i]}"
             check_finite(latents[-1], where, steps.unet.conv_in.weight.dtype, spare_rows=True)

@@ -19,7 +19,7 @@ from nti.execution.steps import Steps
 from nti.inversion.methods import is_searched
 from nti.inversion.null_text import NullTextResult, NullTextState
 from nti.sampling.schedule import Schedule, ddim_step
-from nti.sampling.step import BETA_1, IterationInputs, guided_noise
+from nti.sampling.step import BETA_1, IterationInputs, begin, guided_noise
 
 __all__ = ["search_null_text"]
 
@@ -67,22 +67,24 @@ def search_null_text(
     state = state or NullTextState((), (pivot[0],), ())
     for i in range(len(state.uncond), schedule.steps):
         latent, t = state.latents[-1], schedule.timestep(i, pivot)
+        begun = begin(steps.noise, latent, t)
         x = IterationInputs.first(
             state.uncond[-1] if state.uncond else uncond.clone(),
             latent,
             schedule,
             i,
-            eps_cond=steps.noise(latent, t, cond),
+            eps_cond=steps.noise(begun, t, cond),
             target=pivot[i + 1],
             guidance_scale=guidance_scale,
             learning_rate=0.0,
+            begun=begun,
         )
         found, length = x.uncond, state.length
         loss = latent.new_full((len(latent), 1), torch.nan)
         if searched(i, schedule.steps):
             found, after, loss[:, 0], length = _search(steps, x, length)
         else:
-            after = _stepped(x, steps.noise(latent, t, found))
+            after = _stepped(x, steps.noise(begun, t, found))
         where = f"null-text search at timestep {schedule.timesteps[i]}"
         check_finite(after, where, steps.unet.conv_in.weight.dtype, spare_rows=True)
         state = NullTextState(
@@ -116,7 +118,7 @@ def _search(
         fresh = torch.where(length > 0, length.minimum(2 * to_zero), fresh)
     length = fresh
     tried = x.uncond - length[:, None, None] * direction
-    after = _stepped(x, steps.noise(x.latent, x.timestep, tried))
+    after = _stepped(x, steps.noise(x.begun, x.timestep, tried))
     losses = (after - x.target).square().flatten(1).mean(dim=1)
     bend = losses - made.losses + slope * length
     best = length * (slope * length / (2 * bend).clamp_min(tiny)).clamp(SHRINK, GROW)

@@ -15,7 +15,7 @@ from nti.execution.steps import Steps
 from nti.inversion.noised import draw
 from nti.inversion.null_text import Rule
 from nti.sampling.schedule import Schedule, StepCoefficients, noised
-from nti.sampling.step import AdamState, IterationInputs
+from nti.sampling.step import AdamState, IterationInputs, begin
 
 __all__ = ["match_noise", "match_noise_at_each"]
 
@@ -67,10 +67,11 @@ def match_noise(
         eps = draw(generator, 1, latent)[0].expand_as(latent).contiguous()
         at = noised(latent, eps, schedule.alpha_bar[i])
         t = schedule.timestep(i, latent)
-        eps_fixed = steps.noise(at, t, fixed) if weight else torch.zeros_like(at)
+        begun = begin(steps.noise, at, t)
+        eps_fixed = steps.noise(begun, t, fixed) if weight else torch.zeros_like(at)
         x = IterationInputs.first(
             learned, at, schedule, i, eps_cond=eps_fixed, target=eps, guidance_scale=weight,
-            learning_rate=learning_rate,
+            learning_rate=learning_rate, begun=begun,
         )  # fmt: skip
         # A step that only gives the noise compares it with its target.
         made = steps.null_text_iteration(

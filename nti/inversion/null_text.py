@@ -16,7 +16,7 @@ from nti.errors import Callback, check_finite, report
 from nti.execution.steps import Steps
 from nti.networks.unet import UNet
 from nti.sampling.schedule import Schedule, ddim_step
-from nti.sampling.step import AdamState, IterationInputs, guided_noise, noise
+from nti.sampling.step import AdamState, IterationInputs, begin, guided_noise, noise
 
 __all__ = [
     "NullTextResult",
@@ -166,7 +166,8 @@ def optimize_null_text(
     state = state or NullTextState((), (pivot[0],), ())
     for i in range(len(state.uncond), schedule.steps):
         latent, t = state.latents[-1], schedule.timestep(i, pivot)
-        eps_cond = steps.noise(latent, t, cond)
+        begun = begin(steps.noise, latent, t)
+        eps_cond = steps.noise(begun, t, cond)
         x = IterationInputs.first(
             state.uncond[-1] if state.uncond else uncond.clone(),  # could be of inference mode
             latent,
@@ -176,9 +177,10 @@ def optimize_null_text(
             target=pivot[i + 1],
             guidance_scale=guidance_scale,
             learning_rate=learning_rate(i, schedule.steps),
+            begun=begun,
         )
         done = _optimize_timestep(steps, x, state, inner_steps, threshold(i, schedule.steps), watch)
-        eps = guided_noise(steps.noise(latent, t, done.uncond), eps_cond, guidance_scale)
+        eps = guided_noise(steps.noise(begun, t, done.uncond), eps_cond, guidance_scale)
         latent = ddim_step(latent, eps, schedule.coefficients(i))
         where = f"null-text optimization at timestep {schedule.timesteps[i]}"
         check_finite(latent, where, steps.unet.conv_in.weight.dtype, spare_rows=True)

@@ -5,6 +5,7 @@ down the call.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from nti.networks.attention import CrossAttention, SelfAttention
 from nti.networks.control import AttentionControl, MapHook, Site
 from nti.networks.layers import Conv2d, FeedForward, GroupNorm, GroupNormSiLU, Linear, recomputed
 
-__all__ = ["UNet", "timestep_embedding"]
+__all__ = ["Beginning", "UNet", "timestep_embedding"]
 
 RES_NORM_EPS = 1e-5
 TRANSFORMER_NORM_EPS = 1e-6
@@ -95,18 +96,24 @@ class SpatialTransformer(nn.Module):
         self.feed_forward = FeedForward(channels, backend=backend)
         self.proj_out = Conv2d(channels, channels, 1, backend=backend)
 
+    def begin(self, x: Tensor, control: AttentionControl | None, hook: MapHook | None) -> Tensor:
+        """What comes before the context: x (B, c, h, w) -> (B, h * w, c)."""
+        # Each norm goes with its block, which may compute it again in the backward pass.
+        h: Tensor = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
+        attended: Tensor = self.self_attention(h, self.norm_1, control, hook)
+        return h + attended
+
     def forward(
         self,
         x: Tensor,
         context: Tensor,
         control: AttentionControl | None,
         hook: MapHook | None,
+        begun: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """X (B, c, h, w) -> its shape, and word maps (R, W, h, w) if this site gives them."""
+        """X (B, c, h, w), and what `begin` made of it -> its shape, and word maps (R, W, h, w)."""
         height, width = x.shape[-2:]
-        # Each norm goes with its block, which may compute it again in the backward pass.
-        h: Tensor = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
-        h = h + self.self_attention(h, self.norm_1, control, hook)
+        h = self.begin(x, control, hook) if begun is None else begun
         attended, maps = self.cross_attention(h, self.norm_2, context, control, hook)
         h = h + attended
         h = h + self.feed_forward(h, self.norm_3)
@@ -115,13 +122,31 @@ class SpatialTransformer(nn.Module):
         return x + self.proj_out(rearrange(h, "b (h w) c -> b c h w", w=width)), maps
 
 
+@dataclass(frozen=True, eq=False)
+class Beginning:
+    """How far a forward pass gets without the prompt: to the first cross-attention.
+
+    All prompts at one latent and timestep share it.
+    """
+
+    time: Tensor
+    """The time embedding after its SiLU (B, 4c)."""
+    skip: Tensor
+    """After the first convolution (B, c, h, w)."""
+    x: Tensor
+    """After the first residual block (B, c, h, w)."""
+    attended: Tensor | None
+    """After the first self-attention (B, h * w, c); None where the finest level has none."""
+
+
 @dataclass(frozen=True)
 class Conditioning:
     """What all blocks of a forward pass share, and where word maps gather."""
 
     time: Tensor
     """The time embedding after its SiLU (B, 4c)."""
-    context: Tensor
+    context: Tensor | None
+    """None where a pass only begins."""
     control: AttentionControl | None
     hook: MapHook | None
     recompute: bool
@@ -135,12 +160,19 @@ class Conditioning:
         out: Tensor = block(x, self.time)
         return out
 
-    def attend(self, transformer: nn.Module, x: Tensor) -> Tensor:
+    def begin(self, transformer: SpatialTransformer, x: Tensor) -> Tensor:
+        """Run what comes before the context in a transformer on x (B, c, h, w)."""
+        if self.recompute and self.control is None and self.hook is None:
+            return recomputed(lambda x: transformer.begin(x, None, None), x)
+        return transformer.begin(x, self.control, self.hook)
+
+    def attend(self, transformer: nn.Module, x: Tensor, begun: Tensor | None = None) -> Tensor:
         """Run one transformer on x (B, c, h, w), and keep its word maps if it gives any."""
         if self.recompute and self.control is None and self.hook is None:
-            return recomputed(lambda x, c: transformer(x, c, None, None)[0], x, self.context)
+            given = (x, self.context) if begun is None else (x, self.context, begun)
+            return recomputed(lambda x, c, *b: transformer(x, c, None, None, *b)[0], *given)
         out: Tensor
-        out, maps = transformer(x, self.context, self.control, self.hook)
+        out, maps = transformer(x, self.context, self.control, self.hook, begun)
         if maps is not None:
             self.word_maps.append(maps)
         return out
@@ -187,11 +219,25 @@ class DownLevel(nn.Module):
             self.downsample = Downsample(channels, backend)
             skips.append(channels)
 
-    def forward(self, x: Tensor, skips: list[Tensor], conditioning: Conditioning) -> Tensor:
+    def begin(self, x: Tensor, conditioning: Conditioning) -> tuple[Tensor, Tensor | None]:
+        """Return x after the first residual block, and where the transformer after it began."""
+        x = conditioning.residual(self.res[0], x)
+        first = cast(SpatialTransformer, self.attention[0]) if self.attention else None
+        return x, None if first is None else conditioning.begin(first, x)
+
+    def forward(
+        self,
+        x: Tensor,
+        skips: list[Tensor],
+        conditioning: Conditioning,
+        begun: Beginning | None = None,
+    ) -> Tensor:
         for i, res in enumerate(self.res):
-            x = conditioning.residual(res, x)
+            x = conditioning.residual(res, x) if begun is None else begun.x
             if self.attention:
-                x = conditioning.attend(self.attention[i], x)
+                attended = None if begun is None else begun.attended
+                x = conditioning.attend(self.attention[i], x, attended)
+            begun = None  # only the first block was begun
             skips.append(x)
         if self.downsample is not None:
             x = self.downsample(x)
@@ -284,6 +330,23 @@ class UNet(nn.Module):
         self.self_attentions = len(layers)
 
     @without_autocast
+    def begin(
+        self,
+        latent: Tensor,
+        timestep: Tensor,
+        control: AttentionControl | None = None,
+        hook: MapHook | None = None,
+    ) -> Beginning:
+        """Compute what comes before the prompt.
+
+        Arguments are those of `forward`; the control and the hook see the first self-attention.
+        """
+        time = self.time_embedding(timestep)
+        conditioning = Conditioning(time, None, control, hook, self.recompute, [])
+        skip = self.conv_in(latent)
+        return Beginning(time, skip, *cast(DownLevel, self.down[0]).begin(skip, conditioning))
+
+    @without_autocast
     def forward(
         self,
         latent: Tensor,
@@ -291,6 +354,7 @@ class UNet(nn.Module):
         context: Tensor,
         control: AttentionControl | None = None,
         hook: MapHook | None = None,
+        begun: Beginning | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Predict the noise, or v where `schedule` says so (see `nti.sampling.step.noise`).
 
@@ -301,19 +365,19 @@ class UNet(nn.Module):
             context: the prompt's token states C (B, 77, context_dim), in the weights' dtype.
             control: Prompt-to-Prompt's or MasaCtrl's control of this step, or None.
             hook: what sees and may change full maps, or None (the working path: no map in memory).
+            begun: what `begin` made of the latent and the timestep; None: it is computed here.
 
         Returns:
             eps or v (B, 4, h, w), and the word maps (R, W, h', w') that the control asked for,
             averaged over heads and over the sites of `config.word_map_level`, or None.
 
         """
-        conditioning = Conditioning(
-            self.time_embedding(timestep), context, control, hook, self.recompute, []
-        )
-        x = self.conv_in(latent)
-        skips = [x]
-        for level in self.down:
-            x = level(x, skips, conditioning)
+        if begun is None:
+            begun = self.begin(latent, timestep, control, hook)
+        conditioning = Conditioning(begun.time, context, control, hook, self.recompute, [])
+        x, skips = begun.skip, [begun.skip]
+        for i, level in enumerate(self.down):
+            x = level(x, skips, conditioning, begun if i == 0 else None)
         x = self.middle(x, conditioning)
         for level in self.up:
             x = level(x, skips, conditioning)

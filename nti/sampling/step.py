@@ -8,21 +8,26 @@ once a timestep by the caller.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nti.autocast import without_autocast
 from nti.networks.control import AttentionControl, MapHook
-from nti.networks.unet import UNet
+from nti.networks.unet import Beginning, UNet
 from nti.sampling.schedule import Schedule, StepCoefficients, ddim_step, noise_of_velocity
 from nti.vjp import vjp
 
 __all__ = [
     "AdamState",
+    "Begun",
     "IterationInputs",
     "IterationResult",
     "Noise",
+    "NoiseWithBeginning",
+    "begin",
+    "begun_by",
     "controlled_noise",
     "guided_noise",
     "guided_step",
@@ -32,18 +37,60 @@ __all__ = [
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
-Noise = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+@dataclass(frozen=True, eq=False)
+class Begun:
+    """Latents z_t at a timestep t, and what a network computes of them before it sees a prompt."""
+
+    latent: Tensor
+    """(B, 4, h, w), as it was given."""
+    network: Beginning
+
+
+Noise = Callable[[Any, Tensor, Tensor], Tensor]
 """eps_theta: latents (B, 4, h, w), with additional channels after them where the network takes
-such; timesteps (B,) or one for all; contexts (B, 77, C) -> noise (B, 4, h, w) in their dtype."""
+such; timesteps (B,) or one for all; contexts (B, 77, C) -> noise (B, 4, h, w) in their dtype. One
+that has an attribute `begin` takes in the place of the latents also what it returns: see `begin`.
+"""
 
 
-def noise(unet: UNet, latent: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class NoiseWithBeginning:
+    """eps_theta, for several prompts at the same latents and timestep."""
+
+    run: Noise
+    begin: Callable[[Tensor, Tensor], Begun]
+    """(latent, timestep) -> what all prompts there share."""
+
+    def __call__(self, latent: Tensor | Begun, timestep: Tensor, context: Tensor) -> Tensor:
+        """Run."""
+        return self.run(latent, timestep, context)
+
+
+def begin(noise: Noise, latent: Tensor, timestep: Tensor) -> Tensor | Begun:
+    """Return what to hand to `noise` in the latents' place, for several calls at this timestep.
+
+    What the prompt has no part in is then computed once. It is the latents themselves for a
+    `noise` that does not tell the two parts from each other.
+    """
+    found: Tensor | Begun = getattr(noise, "begin", lambda latent, _: latent)(latent, timestep)
+    return found
+
+
+def begun_by(unet: UNet, latent: Tensor, timestep: Tensor) -> Begun:
+    """Run a network on latents (B, 4, h, w) as far as it gets without a prompt."""
+    t = timestep.to(latent.device).expand(latent.shape[0])
+    return Begun(latent, unet.begin(latent.to(unet.conv_in.weight.dtype), t))
+
+
+def noise(unet: UNet, latent: Tensor | Begun, timestep: Tensor, context: Tensor) -> Tensor:
     """eps_theta(z_t, t, C).
 
     Args:
         unet: the network, which may compute in half precision.
         latent: z_t (B, 4, h, w), float32 or float64; after it, along the channels, what the
-            network takes besides (`UNetConfig.additional_channels`).
+            network takes besides (`UNetConfig.additional_channels`). Or the same as `begun_by`
+            this network at this timestep.
         timestep: t, int64, one for all or (B,).
         context: token states (B, 77, C).
 
@@ -57,7 +104,7 @@ def noise(unet: UNet, latent: Tensor, timestep: Tensor, context: Tensor) -> Tens
 
 def controlled_noise(
     unet: UNet,
-    latent: Tensor,
+    latent: Tensor | Begun,
     timestep: Tensor,
     context: Tensor,
     control: AttentionControl | None,
@@ -68,9 +115,11 @@ def controlled_noise(
     Here alone a v-prediction becomes eps, outside of the network and in the latent's precision.
     `hook` sees full attention maps: see `nti.networks.control.MapHook`.
     """
+    begun = latent.network if isinstance(latent, Begun) else None
+    latent = latent.latent if isinstance(latent, Begun) else latent
     dtype = unet.conv_in.weight.dtype
     t = timestep.to(latent.device).expand(latent.shape[0])
-    predicted, maps = unet(latent.to(dtype), t, context.to(dtype), control, hook)
+    predicted, maps = unet(latent.to(dtype), t, context.to(dtype), control, hook, begun)
     # The network's own layout would go on into the latents: one that was saved and read again,
     # which is contiguous, would then be computed with other roundings.
     predicted = predicted.to(latent.dtype).contiguous()
@@ -157,6 +206,9 @@ class IterationInputs:
     """w, 0-d."""
     learning_rate: Tensor
     """Of Adam, 0-d."""
+    begun: Tensor | Begun | None = None
+    """What `begin` made of the latent and the timestep, for all iterations there; None: each begins
+    for itself."""
 
     @classmethod
     def first(
@@ -170,6 +222,7 @@ class IterationInputs:
         target: Tensor,
         guidance_scale: float,
         learning_rate: float,
+        begun: Tensor | Begun | None = None,
     ) -> "IterationInputs":
         """Return the inputs of a timestep's first iteration: a fresh optimizer, all images active.
 
@@ -186,6 +239,7 @@ class IterationInputs:
             coefficients=schedule.coefficients(index).to(latent),
             guidance_scale=latent.new_full((), guidance_scale),
             learning_rate=latent.new_full((), learning_rate),
+            begun=begun,
         )
 
 
@@ -209,7 +263,8 @@ def null_text_iteration(noise: Noise, x: IterationInputs) -> IterationResult:
 
     `noise` is eps_theta; its gradient is taken in the context alone.
     """
-    eps_uncond, backward = vjp(lambda uncond: noise(x.latent, x.timestep, uncond), x.uncond)
+    latent = x.latent if x.begun is None else x.begun
+    eps_uncond, backward = vjp(lambda uncond: noise(latent, x.timestep, uncond), x.uncond)
     eps = guided_noise(eps_uncond, x.eps_cond, x.guidance_scale)
     reached = ddim_step(x.latent, eps, x.coefficients)
     error = reached - x.target

@@ -20,13 +20,15 @@ def plain(x: Tensor, norm: LayerNorm, *weights: Tensor) -> Tensor:
 
 
 @BY_BACKEND
-@pytest.mark.parametrize("rows", [10, 512], ids=["by rows", "kept"])
+@pytest.mark.parametrize("kept", [0, 2**20], ids=["computed again", "kept"])
 @pytest.mark.parametrize("shape", [(2, 36, 6), (1, 7, 6)], ids=["B2-L36", "B1-L7"])
 def test_value_and_gradient(
-    backend: str, shape: tuple[int, ...], rows: int, any_size: None,
+    backend: str, shape: tuple[int, ...], kept: int, any_size: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(feed_forward_onednn, "ROWS", rows)  # 10 is no divisor of their number
+    monkeypatch.setattr(feed_forward_onednn, "ROWS", 10)  # no divisor of their number
+    monkeypatch.setattr(feed_forward_onednn, "ROWS_A_CHANNEL", 12)
+    monkeypatch.setattr(feed_forward_onednn, "KEPT", kept)
     draw = normal(f"feed-forward {shape}", torch.float32, "cpu")
     x, cotangent = draw(*shape), draw(*shape)
     norm = LayerNorm(draw(6), draw(6), 1e-5)
