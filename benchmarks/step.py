@@ -2,16 +2,18 @@
 loop.
 
 `published` leaves the weights trainable; `frozen` is the same loop with that one line repaired.
-`nti` is what ships on a CPU, and on CUDA `nti, CUDA graph`, the same captured. Two rows are it
-without one thing: `nti contiguous` without the channels-last layout (and convolutions as products,
-which need it), `nti, reference` with every layer by PyTorch. On CUDA the eager and the captured
-step are timed without the Triton kernels of norms and gates, too (`nti contiguous` never has them,
-as they would undo it); section `compile` times it compiled.
+`nti` is what ships on a CPU, and on CUDA `nti, CUDA graph`, the same captured. As in an inversion,
+what comes before the prompt was computed once for the timestep; `nti, from the latent` computes it,
+too. Two rows are `nti` without one thing: `nti contiguous` without the channels-last layout (and
+convolutions as products, which need it), `nti, reference` with every layer by PyTorch. On CUDA the
+eager and the captured step are timed without the Triton kernels of norms and gates, too (`nti
+contiguous` never has them, as they would undo it); section `compile` times it compiled.
 """
 
 import time
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -23,7 +25,9 @@ from nti.config import SD_V1, ModelConfig
 from nti.execution.compiled import compiled_steps
 from nti.execution.cuda_graph import captured_steps
 from nti.execution.eager import eager_steps
+from nti.execution.steps import Steps
 from nti.networks.unet import UNet
+from nti.sampling.step import IterationInputs, begin
 from peers import PublishedLoop, diffusers_unet
 from roofline import iteration_tflop
 from rows import Row, make_row
@@ -41,6 +45,11 @@ def _recomputing(unet: UNet) -> UNet:
         other = UNet(unet.config, backend=unet.backend, recompute=True)
     other.load_state_dict(unet.state_dict(), assign=True)
     return other.requires_grad_(False).eval()
+
+
+def _begun(steps: Steps, x: IterationInputs) -> IterationInputs:
+    """Return the inputs with what comes before the prompt."""
+    return replace(x, begun=begin(steps.noise, x.latent, x.timestep))
 
 
 def _contiguous(unet: UNet) -> UNet:
@@ -81,12 +90,13 @@ def step(
         # Captured with other numbers than those that are checked.
         other = step_inputs(config, side, device, model.steps.noise, seed=1)
         for each in steps.values():
-            moment_after(each, other)
+            moment_after(each, _begun(each, other))
     calls: dict[str, Callable[[], Tensor]] = {
         "published": partial(PublishedLoop(unet, frozen=False).iterate, x),
         "frozen": partial(PublishedLoop(unet, frozen=True).iterate, x),
     }
-    calls |= {name: partial(moment_after, each, x) for name, each in steps.items()}
+    calls |= {name: partial(moment_after, each, _begun(each, x)) for name, each in steps.items()}
+    calls["nti, from the latent"] = partial(moment_after, steps["nti"], x)
     exact = unet if dtype == torch.float32 else deepcopy(unet).float()
     expected = PublishedLoop(exact, frozen=True).iterate(x)
     times = interleaved(calls, repeats)

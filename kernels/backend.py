@@ -19,7 +19,9 @@ __all__ = [
 
 KERNELS = {
     "reference": frozenset[str](),
-    "onednn": frozenset({"linear", "conv2d", "feed_forward", "projected_attention"}),
+    "onednn": frozenset(
+        {"linear", "conv2d", "feed_forward", "projected_attention", "upsampled_conv2d"}
+    ),
     "onednn-products": frozenset({"linear", "conv2d", "feed_forward"}),
     "triton": frozenset({"cfg_attention", "group_norm", "geglu"}),
     "triton-attention": frozenset({"cfg_attention"}),

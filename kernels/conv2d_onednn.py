@@ -12,7 +12,7 @@ from nti.kernels.conv2d import _Conv2d, reference
 from nti.kernels.linear_onednn import check, pays, product
 from torch import Tensor
 
-__all__ = ["columns", "conv2d", "scatter_columns"]
+__all__ = ["channels_first", "channels_last", "columns", "conv2d", "scatter_columns"]
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
@@ -43,16 +43,16 @@ class _ColumnsConv2d(_Conv2d):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
-        patches = columns(_channels_last(x), weight.shape[-1], stride, padding)
-        return _channels_first(product(patches, _matrix(weight), bias))
+        patches = columns(channels_last(x), weight.shape[-1], stride, padding)
+        return channels_first(product(patches, _matrix(weight), bias))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
-        patches = product(_channels_last(grads[0]).contiguous(), _matrix(weight).t())
+        patches = product(channels_last(grads[0]).contiguous(), _matrix(weight).t())
         b, c, h, w = ctx.shape
         grad = scatter_columns(patches, (b, h, w, c), weight.shape[-1], ctx.stride, ctx.padding)
-        return _channels_first(grad), None, None, None, None
+        return channels_first(grad), None, None, None, None
 
 
 def columns(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
@@ -88,16 +88,16 @@ def scatter_columns(
     return out
 
 
-def _channels_last(x: Tensor) -> Tensor:
+def channels_last(x: Tensor) -> Tensor:
     """(B, c, h, w) -> (B, h, w, c)."""
     return x.permute(0, 2, 3, 1)
 
 
-def _channels_first(x: Tensor) -> Tensor:
+def channels_first(x: Tensor) -> Tensor:
     """(B, h, w, c) -> (B, c, h, w)."""
     return x.permute(0, 3, 1, 2)
 
 
 def _matrix(weight: Tensor) -> Tensor:
     """Weights (o, c, k, k) -> (o, k * k * c), the order of `columns`."""
-    return _channels_last(weight).flatten(1)
+    return channels_last(weight).flatten(1)

@@ -16,6 +16,7 @@ from nti.kernels.feed_forward import feed_forward
 from nti.kernels.group_norm import centred, group_norm
 from nti.kernels.layer_norm import LayerNorm
 from nti.kernels.linear import linear
+from nti.kernels.upsampled_conv2d import upsampled_conv2d
 from nti.vjp import vjp
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "GroupNorm",
     "GroupNormSiLU",
     "Linear",
+    "Upsample",
     "frozen_or_reference",
     "layer_norm",
     "recomputed",
@@ -77,6 +79,23 @@ class Conv2d(nn.Conv2d):
             return super().forward(x)
         stride, padding = int(self.stride[0]), int(self.padding[0])
         return conv2d(x, self.weight, self.bias, stride, padding, backend=self.backend)
+
+
+class Upsample(nn.Module):
+    """Double the sides: nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, channels: int, *, backend: str = "reference") -> None:
+        super().__init__()
+        self.conv = Conv2d(channels, channels, 3, padding=1, backend=backend)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, c, h, w) -> (B, c, 2 h, 2 w)."""
+        weight, bias = self.conv.weight, self.conv.bias
+        assert bias is not None
+        if weight.requires_grad or bias.requires_grad:
+            learned: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+            return learned
+        return upsampled_conv2d(x, weight, bias, backend=self.conv.backend)
 
 
 class GroupNorm(nn.GroupNorm):

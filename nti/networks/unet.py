@@ -17,7 +17,15 @@ from nti.config import ScheduleConfig, UNetConfig
 from nti.kernels.backend import check_backend
 from nti.networks.attention import CrossAttention, SelfAttention
 from nti.networks.control import AttentionControl, MapHook, Site
-from nti.networks.layers import Conv2d, FeedForward, GroupNorm, GroupNormSiLU, Linear, recomputed
+from nti.networks.layers import (
+    Conv2d,
+    FeedForward,
+    GroupNorm,
+    GroupNormSiLU,
+    Linear,
+    Upsample,
+    recomputed,
+)
 
 __all__ = ["Beginning", "UNet", "timestep_embedding"]
 
@@ -190,18 +198,6 @@ class Downsample(nn.Module):
         return out
 
 
-class Upsample(nn.Module):
-    """Double the sides: nearest neighbour, then a 3x3 convolution."""
-
-    def __init__(self, channels: int, backend: str) -> None:
-        super().__init__()
-        self.conv = Conv2d(channels, channels, 3, padding=1, backend=backend)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        return out
-
-
 class DownLevel(nn.Module):
     """One resolution on the way down: residual blocks and transformers, then half the sides."""
 
@@ -276,7 +272,7 @@ class UpLevel(nn.Module):
             self.res.append(ResBlock(width, channels, config, backend))
             if level in config.attention_levels:
                 self.attention.append(SpatialTransformer(config, "up", level, block, backend))
-        self.upsample = Upsample(channels, backend) if level > 0 else None
+        self.upsample = Upsample(channels, backend=backend) if level > 0 else None
 
     def forward(self, x: Tensor, skips: list[Tensor], conditioning: Conditioning) -> Tensor:
         for i, res in enumerate(self.res):
