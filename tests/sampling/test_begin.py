@@ -9,13 +9,14 @@ from torch import Tensor
 from nti import StableDiffusion, invert
 from nti.config import ModelConfig
 from nti.sampling.step import Begun, IterationInputs, begin, null_text_iteration
-from tiny import INPAINTING, TINY, V_TINY, make_model
+from tiny import INPAINTING, SD_LIKE, TINY, V_TINY, make_model
 
 NO_FINE_ATTENTION = dataclasses.replace(
     TINY, unet=dataclasses.replace(TINY.unet, attention_levels=(1,), word_map_level=1)
 )
 CONFIGS = {
     "tiny": TINY,
+    "two blocks a level": SD_LIKE,
     "v-prediction": V_TINY,
     "inpainting": INPAINTING,
     "no attention at the finest level": NO_FINE_ATTENTION,
