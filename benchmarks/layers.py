@@ -3,8 +3,10 @@ backward, where nothing else is said.
 
 `oneDNN` against `PyTorch`: from how much work on the way to oneDNN pays, which is `WORTH` in
 `nti.kernels.linear_onednn`.
-`blocks` against `flash`: from what length on the backward pass of attention by blocks of products
-pays, which is `LARGE` in `nti.kernels.projected_attention_onednn`.
+`blocks` against `flash`: from what length on attention by blocks of products pays, which is `LARGE`
+in `nti.kernels.projected_attention_onednn`. `exp2` against `exp`: of one such block.
+`four products` against `one convolution`: from how many positions on a convolution of the doubled
+map is computed on the small one: `FEWEST` and `WORTH` in `nti.kernels.upsampled_conv2d_onednn`.
 `one product` against `three`: q, k and v by a matrix of their own each, or by one that holds all
 three. `time projections` is what computing them once a timestep would save of an iteration.
 `Winograd` against `oneDNN`: a forward pass of 3 x 3 convolutions by fewer multiplications.
@@ -16,12 +18,12 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from nti.kernels import linear_onednn, projected_attention_onednn
+from nti.kernels import linear_onednn, projected_attention_onednn, upsampled_conv2d_onednn
 from nti.kernels.linear_onednn import product
 from torch import Tensor, nn
 
 from nti.config import ModelConfig
-from nti.networks.layers import Conv2d, Linear
+from nti.networks.layers import Conv2d, Linear, Upsample
 from rows import Row, make_row
 from timing import interleaved
 
@@ -36,7 +38,10 @@ CONVOLVED = ((320, 64), (640, 32), (1280, 16))
 """Channels and side of Stable Diffusion v1's maps at 512 px."""
 TILES = 512
 """Of Winograd's convolution at once."""
+UPSAMPLED = ((1280, 16), (640, 32), (1280, 8), (640, 16), (192, 16), (128, 16), (64, 32))
+"""Channels and side of the small map: Stable Diffusion v1's at 512 and 256 px, and smaller."""
 HEADS = 8
+FEWEST = {"one convolution": 2**62, "four products": 0}
 LARGE = {"flash": 2**62, "blocks": 0}
 
 
@@ -66,9 +71,21 @@ def layers(config: ModelConfig, repeats: int) -> list[Row]:
     for channels, positions in PROJECTED:
         q, k, v, grad = torch.randn(4, 1, HEADS, positions, channels // HEADS)
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
-        run = partial(projected_attention_onednn.attention_backward, grad, (q, k, v), out, lse)
-        calls = {name: partial(_large, large, run) for name, large in LARGE.items()}
-        case = f"attention's backward pass, {channels} channels, {positions} positions"
+        forward = partial(projected_attention_onednn.attention, q, k, v)
+        back = partial(projected_attention_onednn.attention_backward, grad, (q, k, v), out, lse)
+        for name, run in (("forward", forward), ("backward", back)):
+            calls = {by: partial(_large, large, run) for by, large in LARGE.items()}
+            case = f"attention's {name} pass, {channels} channels, {positions} positions"
+            rows += _rows(case, calls, repeats)
+    block = torch.randn(projected_attention_onednn.BLOCK)
+    calls = {"exp": lambda: torch.exp(block), "exp2": lambda: torch.exp2(block)}
+    rows += _rows(f"{len(block)} numbers", calls, repeats)
+    for channels, side in UPSAMPLED:
+        x = torch.randn(1, channels, side, side).to(memory_format=torch.channels_last)
+        layer = _frozen(Upsample(channels, backend="onednn"))
+        run = _pass(lambda x, layer=layer: (layer(x),), x)
+        calls = {by: partial(_fewest, fewest, run) for by, fewest in FEWEST.items()}
+        case = f"3x3 after doubling, {channels} channels, {side} x {side}"
         rows += _rows(case, calls, repeats)
     for channels, side in CONVOLVED:
         layer = _frozen(Conv2d(channels, channels, 3, padding=1, backend="onednn"))
@@ -132,6 +149,11 @@ def _from(worth: int, run: Callable[[], object]) -> None:
 
 def _large(large: int, run: Callable[[], object]) -> None:
     with mock.patch.object(projected_attention_onednn, "LARGE", large):
+        run()
+
+
+def _fewest(fewest: int, run: Callable[[], object]) -> None:
+    with mock.patch.multiple(upsampled_conv2d_onednn, FEWEST=fewest, WORTH=0):
         run()
 
 

@@ -17,11 +17,14 @@ from nti.kernels.linear_onednn import check, product
 from nti.kernels.upsampled_conv2d import reference
 from torch import Tensor
 
-__all__ = ["FEWEST", "upsampled_conv2d"]
+__all__ = ["FEWEST", "WORTH", "upsampled_conv2d"]
 
 FEWEST = 256
 """Positions of x from which on the products save more than the sums of weights take, which are
 added up at every call (`benchmarks/results/layers.csv`)."""
+
+WORTH = 2**26
+"""Positions times weights from which on they save more than the way to them takes."""
 
 BOTH = (0, 1)
 
@@ -29,11 +32,13 @@ BOTH = (0, 1)
 def upsampled_conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """See `nti.kernels.upsampled_conv2d.upsampled_conv2d`.
 
-    As one op after the other at few positions, and in another layout than channels last.
+    As one op after the other where it is too small to pay, and in another layout than channels
+    last.
     """
     check(x)
     last = all(each.is_contiguous(memory_format=torch.channels_last) for each in (x, weight))
-    if not last or x.shape[0] * x.shape[2] * x.shape[3] < FEWEST:
+    positions = x.shape[0] * x.shape[2] * x.shape[3]
+    if not last or positions < FEWEST or positions * weight.numel() < WORTH:
         return reference(x, weight, bias, backend="onednn")
     out: Tensor = _UpsampledConv2d.apply(x, weight, bias)
     return out
@@ -69,18 +74,28 @@ class _UpsampledConv2d(torch.autograd.Function):
 
 
 def _kinds(weight: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield, for even (0) and odd (1) rows and columns, the 2 x 2 weights (o, 2 * 2 * c)."""
+    """Yield, for even (0) and odd (1) rows and columns, the 2 x 2 weights (o, 2 * 2 * c).
+
+    All in the same memory: to ask for it anew takes as long as the sums do.
+    """
     weight = channels_last(weight)
     o, _, _, c = weight.shape
-    for row, column in pairs(BOTH, BOTH):
-        summed = weight.new_empty(o, 2, 2, c)
-        for i, of_row in enumerate(_sums(weight, row)):
-            for j, of_both in enumerate(_sums(of_row, column)):
-                summed[:, i, j] = of_both
-        yield row, column, summed.flatten(1)
+    summed = weight.new_empty(o, 2, 2, c)
+    for row in BOTH:
+        of_rows = weight.new_empty(o, 2, 3, c)
+        _sum(weight, row, of_rows)
+        for column in BOTH:
+            for i in BOTH:
+                _sum(of_rows[:, i], column, summed[:, i])
+            yield row, column, summed.flatten(1)
 
 
-def _sums(weight: Tensor, odd: int) -> tuple[Tensor, Tensor]:
-    """Of three taps along the second axis, the sums of those that fall on the same pixel."""
-    first, middle, last = weight.unbind(1)
-    return (first + middle, last) if odd else (first, middle + last)
+def _sum(taps: Tensor, odd: int, out: Tensor) -> None:
+    """Sum those of three taps (o, 3, ...) that fall on the first and on the second pixel."""
+    first, middle, last = taps.unbind(1)
+    if odd:
+        torch.add(first, middle, out=out[:, 0])
+        out[:, 1] = last
+    else:
+        out[:, 0] = first
+        torch.add(middle, last, out=out[:, 1])

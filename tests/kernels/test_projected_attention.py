@@ -4,12 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from nti.kernels import projected_attention_onednn
+from nti.kernels.backend import has_onednn
 from nti.kernels.layer_norm import LayerNorm
 from nti.kernels.projected_attention import projected_attention
 from torch import Tensor
 
 from checks import BY_BACKEND, normal, with_gradients
-from tolerances import assert_close
+from tolerances import assert_close, relative_error
 
 HEADS = 2
 
@@ -58,3 +59,26 @@ def test_value_and_gradients(
     expected = with_gradients(exact, [each.double() for each in inputs], cotangent.double())
     for found, right in zip(with_gradients(ours, inputs, cotangent), expected, strict=True):
         assert_close(found, right.float())
+
+
+@pytest.mark.skipif(not has_onednn(torch.device("cpu"), torch.float32), reason="needs oneDNN")
+def test_large_scores_do_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All scores of a query are moved by as much as 1,000 up or down, which changes no result. Exp
+    alone would be infinite or zero."""
+    monkeypatch.setattr(projected_attention_onednn, "LARGE", 0)
+    draw = normal("large scores", torch.float32, "cpu")
+    q, k, v, grad = (draw(1, HEADS, 20, 8) for _ in range(4))
+    k = k + 400 * draw(8)
+    exact = [x.double().requires_grad_() for x in (q, k, v)]
+    scores = exact[0] @ exact[1].mT / 8**0.5
+    assert scores.max() > 500
+    assert scores.min() < -500
+    expected = scores.softmax(dim=-1) @ exact[2]
+    out, lse = projected_attention_onednn.attention(q, k, v)
+    # float32 rounds a score of 1,000 to 6e-5, and exp makes a relative error of that.
+    assert relative_error(out, expected) < 2e-4
+    assert_close(lse, scores.logsumexp(dim=-1).float())
+    of_qkv = torch.autograd.grad(expected, exact, grad.double())
+    found = projected_attention_onednn.attention_backward(grad, (q, k, v), out, lse)
+    for ours, right in zip(found, of_qkv, strict=True):
+        assert relative_error(ours, right) < 2e-3
