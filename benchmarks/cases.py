@@ -12,11 +12,12 @@ from nti.model import StableDiffusion, skeletons
 from nti.networks.tokenizer import Tokenizer
 from nti.networks.unet import UNet
 from nti.sampling.schedule import Schedule
-from nti.sampling.step import AdamState, IterationInputs, Noise
+from nti.sampling.step import AdamState, Begun, IterationInputs, Noise, begin
 
 __all__ = [
     "GUIDANCE",
     "QUICK",
+    "begun",
     "moment_after",
     "random_model",
     "random_unet",
@@ -126,6 +127,14 @@ def step_inputs(
         guidance_scale=torch.full((), GUIDANCE, device=device),
         learning_rate=torch.full((), 1e-2, device=device),
     )
+
+
+def begun(steps: Steps, x: IterationInputs) -> IterationInputs:
+    """Return the same inputs with what comes before the prompt, which an inversion computes once a
+    timestep.
+    """
+    found = begin(steps.noise, x.latent, x.timestep)
+    return dataclasses.replace(x, begun=found if isinstance(found, Begun) else None)
 
 
 def moment_after(steps: Steps, x: IterationInputs) -> Tensor:

@@ -7,7 +7,7 @@ aside, in float16 by the Triton kernels: `nti` as it ships, `nti, low memory` wi
 computed again in the backward pass. The column `peak_mib` holds the sum.
 
 `before the first text`: the share of an iteration's work that does not depend on the embedding, and
-so could be computed once a timestep.
+so is computed once a timestep (`nti.sampling.step.begin`).
 """
 
 import argparse

@@ -11,7 +11,7 @@ from timing import own_peak_mib, resident_peak_mib
 
 BASE = resident_peak_mib()
 
-from cases import QUICK, moment_after, random_model, random_unet, step_inputs  # noqa: E402
+from cases import QUICK, begun, moment_after, random_model, random_unet, step_inputs  # noqa: E402
 from nti import load_model  # noqa: E402
 from nti.config import SD_V1, ModelConfig  # noqa: E402
 from nti.execution.cuda_graph import captured_steps  # noqa: E402
@@ -44,6 +44,7 @@ def _ours(
     model = random_model(config, dtype, device, recompute="low" in provider)
     x = step_inputs(config, side, device, model.steps.noise)
     steps = captured_steps(model.steps) if "graph" in provider else model.steps
+    x = begun(steps, x)
     for _ in range(2):
         moment_after(steps, x)
     return imported

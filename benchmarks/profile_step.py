@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from cases import QUICK, moment_after, random_model, step_inputs
+from cases import QUICK, begun, moment_after, random_model, step_inputs
 from nti.config import SD_V1
 from rows import make_row
 
@@ -34,7 +34,7 @@ def main() -> None:
     dtype = torch.float16 if on_gpu else torch.float32
     config = QUICK if options.quick else SD_V1
     model = random_model(config, dtype, device)
-    x = step_inputs(config, options.side, device, model.steps.noise)
+    x = begun(model.steps, step_inputs(config, options.side, device, model.steps.noise))
     moment_after(model.steps, x)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities) as seen:

@@ -13,21 +13,18 @@ contiguous` never has them, as they would undo it); section `compile` times it c
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import replace
 from functools import partial
 
 import torch
 from nti.kernels.backend import without_fusion
 from torch import Tensor
 
-from cases import moment_after, random_model, refuse_wrong, step_inputs
+from cases import begun, moment_after, random_model, refuse_wrong, step_inputs
 from nti.config import SD_V1, ModelConfig
 from nti.execution.compiled import compiled_steps
 from nti.execution.cuda_graph import captured_steps
 from nti.execution.eager import eager_steps
-from nti.execution.steps import Steps
 from nti.networks.unet import UNet
-from nti.sampling.step import IterationInputs, begin
 from peers import PublishedLoop, diffusers_unet
 from roofline import iteration_tflop
 from rows import Row, make_row
@@ -45,11 +42,6 @@ def _recomputing(unet: UNet) -> UNet:
         other = UNet(unet.config, backend=unet.backend, recompute=True)
     other.load_state_dict(unet.state_dict(), assign=True)
     return other.requires_grad_(False).eval()
-
-
-def _begun(steps: Steps, x: IterationInputs) -> IterationInputs:
-    """Return the inputs with what comes before the prompt."""
-    return replace(x, begun=begin(steps.noise, x.latent, x.timestep))
 
 
 def _contiguous(unet: UNet) -> UNet:
@@ -90,12 +82,12 @@ def step(
         # Captured with other numbers than those that are checked.
         other = step_inputs(config, side, device, model.steps.noise, seed=1)
         for each in steps.values():
-            moment_after(each, _begun(each, other))
+            moment_after(each, begun(each, other))
     calls: dict[str, Callable[[], Tensor]] = {
         "published": partial(PublishedLoop(unet, frozen=False).iterate, x),
         "frozen": partial(PublishedLoop(unet, frozen=True).iterate, x),
     }
-    calls |= {name: partial(moment_after, each, _begun(each, x)) for name, each in steps.items()}
+    calls |= {name: partial(moment_after, each, begun(each, x)) for name, each in steps.items()}
     calls["nti, from the latent"] = partial(moment_after, steps["nti"], x)
     exact = unet if dtype == torch.float32 else deepcopy(unet).float()
     expected = PublishedLoop(exact, frozen=True).iterate(x)

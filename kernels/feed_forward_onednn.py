@@ -1,7 +1,8 @@
 """The feed-forward a few rows at a time, with products by oneDNN.
 
 The rows do not know each other. So both passes take as many at a time as stay in the cache. Beside
-x the inside is saved where it is small. Else the backward pass computes it again.
+x the inside is saved where it is small; that forward pass takes all rows at once. Else the backward
+pass computes it again.
 """
 
 from collections.abc import Callable
@@ -25,8 +26,9 @@ KEPT = 24 * 2**20
 """Bytes of the inside up to which it is kept for the backward pass."""
 
 ROWS_A_CHANNEL = 2
-"""Rows for each channel of x up to which it is kept. What a byte saves grows with the channels. At
-256 and 512 px the inside is kept at all sites of Stable Diffusion v1 but the finest."""
+"""Up to how many rows for each channel of x the inside is kept. The more channels there are, the
+more work a byte of it saves. For one image of 256 or 512 px all sites of Stable Diffusion v1 keep
+it but the finest."""
 
 
 def feed_forward(

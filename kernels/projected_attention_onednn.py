@@ -88,7 +88,7 @@ class _ProjectedAttention(torch.autograd.Function):
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Return softmax(q k^T / sqrt(d)) v (B, heads, L, d), and the log-sum-exp of the scores of each
-    query (B, heads, L).
+    query (B, heads, L). All are float32 on a CPU.
     """
     if k.shape[2] < LARGE:
         found: tuple[Tensor, Tensor] = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
@@ -138,8 +138,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def _attend_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, of_out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of one head's scaled q (L, d) and of its k and v (S, d), as of exp.
+    """Return what the gradients of one head's q (L, d), k and v (S, d) are made of.
 
+    q is scaled (`_scale`). Of q it is the gradient times sqrt(d), of k that times log2(e).
     A block of the map's rows P is computed again from the log-sum-exp of each, (L,). With dP the
     gradient of P and D = `of_out` the products of result and gradient (L,), that of the scores is
     P (dP - D) (FlashAttention-2, arXiv 2307.08691, Algorithm 2).

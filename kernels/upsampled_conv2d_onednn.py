@@ -24,7 +24,7 @@ FEWEST = 256
 added up at every call (`benchmarks/results/layers.csv`)."""
 
 WORTH = 2**26
-"""Positions times weights from which on they save more than the way to them takes."""
+"""Positions times weights from which on four products take less time than one convolution."""
 
 BOTH = (0, 1)
 
@@ -76,13 +76,12 @@ class _UpsampledConv2d(torch.autograd.Function):
 def _kinds(weight: Tensor) -> Iterator[tuple[int, int, Tensor]]:
     """Yield, for even (0) and odd (1) rows and columns, the 2 x 2 weights (o, 2 * 2 * c).
 
-    All in the same memory: to ask for it anew takes as long as the sums do.
+    Each overwrites the one before. To ask for new memory would take as long as the sums do.
     """
     weight = channels_last(weight)
     o, _, _, c = weight.shape
-    summed = weight.new_empty(o, 2, 2, c)
+    of_rows, summed = weight.new_empty(o, 2, 3, c), weight.new_empty(o, 2, 2, c)
     for row in BOTH:
-        of_rows = weight.new_empty(o, 2, 3, c)
         _sum(weight, row, of_rows)
         for column in BOTH:
             for i in BOTH:

@@ -17,7 +17,7 @@ from nti.kernels.backend import provides, resolve_backend
 from nti.kernels.self_check import BOUND, failures, relative_error
 from nti.networks.unet import UNet
 from nti.sampling.schedule import Schedule
-from nti.sampling.step import IterationInputs
+from nti.sampling.step import IterationInputs, begin
 
 __all__ = ["EXECUTIONS", "choose_backend", "choose_execution", "graph_failure"]
 
@@ -106,10 +106,9 @@ def graph_failure(backend: str, device: torch.device, dtype: torch.dtype, captur
     eager = eager_steps(unet)
     captured = captured_steps(eager, capture=capture)
     try:
-        captured.null_text_iteration(_probe_inputs(device, 0))
-        other = _probe_inputs(device, 1)
-        found = captured.null_text_iteration(other)
-        expected = eager.null_text_iteration(other)
+        captured.null_text_iteration(_probe_inputs(captured, 0))
+        found = captured.null_text_iteration(_probe_inputs(captured, 1))
+        expected = eager.null_text_iteration(_probe_inputs(eager, 1))
     # Whatever a driver raises is what this is here to find.
     except Exception as trouble:
         return f"{type(trouble).__name__}: {trouble}; should CUDA fail from now on, start again"
@@ -117,19 +116,23 @@ def graph_failure(backend: str, device: torch.device, dtype: torch.dtype, captur
     return "" if error <= BOUND else f"a relative error of {error:.2g}"
 
 
-def _probe_inputs(device: torch.device, seed: int) -> IterationInputs:
-    g = torch.Generator().manual_seed(seed)
+def _probe_inputs(steps: Steps, seed: int) -> IterationInputs:
+    """Return inputs as an inversion has them, which were begun by these steps."""
+    g, device = torch.Generator().manual_seed(seed), steps.unet.conv_in.weight.device
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=g).to(device)
 
+    schedule = Schedule.create(SD_V1.schedule, 50)
+    context, latent = draw(1, 77, PROBE.context_dim), draw(1, 4, 8, 8)
     return IterationInputs.first(
-        draw(1, 77, PROBE.context_dim),
-        draw(1, 4, 8, 8),
-        Schedule.create(SD_V1.schedule, 50),
+        context,
+        latent,
+        schedule,
         seed,
         eps_cond=draw(1, 4, 8, 8),
         target=draw(1, 4, 8, 8),
         guidance_scale=7.5 + seed,
         learning_rate=1e-2 / (1 + seed),
+        begun=begin(steps.noise, latent, schedule.timestep(seed, latent)),
     )

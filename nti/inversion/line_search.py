@@ -118,7 +118,7 @@ def _search(
         fresh = torch.where(length > 0, length.minimum(2 * to_zero), fresh)
     length = fresh
     tried = x.uncond - length[:, None, None] * direction
-    after = _stepped(x, steps.noise(x.begun, x.timestep, tried))
+    after = _stepped(x, steps.noise(x.point, x.timestep, tried))
     losses = (after - x.target).square().flatten(1).mean(dim=1)
     bend = losses - made.losses + slope * length
     best = length * (slope * length / (2 * bend).clamp_min(tiny)).clamp(SHRINK, GROW)

@@ -89,7 +89,7 @@ class Upsample(nn.Module):
         self.conv = Conv2d(channels, channels, 3, padding=1, backend=backend)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, c, h, w) -> (B, c, 2 h, 2 w)."""
+        """(B, c, h, w) -> (B, c, 2 h, 2 w). Frozen, `conv` holds the weights and is not called."""
         weight, bias = self.conv.weight, self.conv.bias
         assert bias is not None
         if weight.requires_grad or bias.requires_grad:

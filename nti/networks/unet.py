@@ -361,7 +361,8 @@ class UNet(nn.Module):
             context: the prompt's token states C (B, 77, context_dim), in the weights' dtype.
             control: Prompt-to-Prompt's or MasaCtrl's control of this step, or None.
             hook: what sees and may change full maps, or None (the working path: no map in memory).
-            begun: what `begin` made of the latent and the timestep; None: it is computed here.
+            begun: what `begin` made of the same latent, timestep, control and hook; None: it is
+                computed here.
 
         Returns:
             eps or v (B, 4, h, w), and the word maps (R, W, h', w') that the control asked for,

@@ -40,7 +40,10 @@ BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
 @dataclass(frozen=True, eq=False)
 class Begun:
-    """Latents z_t at a timestep t, and what a network computes of them before it sees a prompt."""
+    """Latents z_t at a timestep t, and what a network computes of both before it sees a prompt.
+
+    It is good for that network and that timestep alone.
+    """
 
     latent: Tensor
     """(B, 4, h, w), as it was given."""
@@ -49,14 +52,15 @@ class Begun:
 
 Noise = Callable[[Any, Tensor, Tensor], Tensor]
 """eps_theta: latents (B, 4, h, w), with additional channels after them where the network takes
-such; timesteps (B,) or one for all; contexts (B, 77, C) -> noise (B, 4, h, w) in their dtype. One
-that has an attribute `begin` takes in the place of the latents also what it returns: see `begin`.
-"""
+such; timesteps (B,) or one for all; contexts (B, 77, C) -> noise (B, 4, h, w) in their dtype.
+
+The algorithms hand it what `begin` returns, which is the latents for any function but a
+`NoiseWithBeginning`."""
 
 
 @dataclass(frozen=True)
 class NoiseWithBeginning:
-    """eps_theta, for several prompts at the same latents and timestep."""
+    """eps_theta that takes latents, or what `begin` made of them for several prompts."""
 
     run: Noise
     begin: Callable[[Tensor, Tensor], Begun]
@@ -68,19 +72,17 @@ class NoiseWithBeginning:
 
 
 def begin(noise: Noise, latent: Tensor, timestep: Tensor) -> Tensor | Begun:
-    """Return what to hand to `noise` in the latents' place, for several calls at this timestep.
+    """Return what to hand to `noise` in the latents' place, for several prompts at this timestep.
 
-    What the prompt has no part in is then computed once. It is the latents themselves for a
-    `noise` that does not tell the two parts from each other.
+    A `NoiseWithBeginning` computes here, once, what the prompt has no part in. For any other
+    function it is the latents themselves.
     """
-    found: Tensor | Begun = getattr(noise, "begin", lambda latent, _: latent)(latent, timestep)
-    return found
+    return noise.begin(latent, timestep) if isinstance(noise, NoiseWithBeginning) else latent
 
 
 def begun_by(unet: UNet, latent: Tensor, timestep: Tensor) -> Begun:
     """Run a network on latents (B, 4, h, w) as far as it gets without a prompt."""
-    t = timestep.to(latent.device).expand(latent.shape[0])
-    return Begun(latent, unet.begin(latent.to(unet.conv_in.weight.dtype), t))
+    return Begun(latent, unet.begin(*_given(unet, latent, timestep)))
 
 
 def noise(unet: UNet, latent: Tensor | Begun, timestep: Tensor, context: Tensor) -> Tensor:
@@ -99,12 +101,16 @@ def noise(unet: UNet, latent: Tensor | Begun, timestep: Tensor, context: Tensor)
         context.
 
     """
-    return controlled_noise(unet, latent, timestep, context, None)[0]
+    if not isinstance(latent, Begun):
+        return controlled_noise(unet, latent, timestep, context, None)[0]
+    x, t = _given(unet, latent.latent, timestep)
+    predicted, _ = unet(x, t, context.to(x.dtype), begun=latent.network)
+    return _as_noise(unet, predicted, latent.latent, t)
 
 
 def controlled_noise(
     unet: UNet,
-    latent: Tensor | Begun,
+    latent: Tensor,
     timestep: Tensor,
     context: Tensor,
     control: AttentionControl | None,
@@ -112,22 +118,31 @@ def controlled_noise(
 ) -> tuple[Tensor, Tensor | None]:
     """Like `noise` under control; also returns the word maps (R, W, h', w') that it asks for.
 
-    Here alone a v-prediction becomes eps, outside of the network and in the latent's precision.
     `hook` sees full attention maps: see `nti.networks.control.MapHook`.
     """
-    begun = latent.network if isinstance(latent, Begun) else None
-    latent = latent.latent if isinstance(latent, Begun) else latent
-    dtype = unet.conv_in.weight.dtype
+    x, t = _given(unet, latent, timestep)
+    predicted, maps = unet(x, t, context.to(x.dtype), control, hook)
+    return _as_noise(unet, predicted, latent, t), maps
+
+
+def _given(unet: UNet, latent: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
+    """Latents in the network's dtype, and a timestep for each (B,)."""
     t = timestep.to(latent.device).expand(latent.shape[0])
-    predicted, maps = unet(latent.to(dtype), t, context.to(dtype), control, hook, begun)
+    return latent.to(unet.conv_in.weight.dtype), t
+
+
+def _as_noise(unet: UNet, predicted: Tensor, latent: Tensor, t: Tensor) -> Tensor:
+    """Return eps in the latent's dtype.
+
+    Here alone a v-prediction becomes eps, outside of the network and in the latent's precision.
+    """
     # The network's own layout would go on into the latents: one that was saved and read again,
     # which is contiguous, would then be computed with other roundings.
     predicted = predicted.to(latent.dtype).contiguous()
     process = unet.schedule
     if process is None or process.prediction == "epsilon":
-        return predicted, maps
-    z_t = latent[:, : predicted.shape[1]]
-    return noise_of_velocity(predicted, z_t, t, process), maps
+        return predicted
+    return noise_of_velocity(predicted, latent[:, : predicted.shape[1]], t, process)
 
 
 def guided_noise(eps_uncond: Tensor, eps_cond: Tensor, guidance_scale: float | Tensor) -> Tensor:
@@ -206,9 +221,14 @@ class IterationInputs:
     """w, 0-d."""
     learning_rate: Tensor
     """Of Adam, 0-d."""
-    begun: Tensor | Begun | None = None
+    begun: Begun | None = None
     """What `begin` made of the latent and the timestep, for all iterations there; None: each begins
     for itself."""
+
+    @property
+    def point(self) -> Tensor | Begun:
+        """What eps_theta is handed: the latent, or what was begun of it."""
+        return self.latent if self.begun is None else self.begun
 
     @classmethod
     def first(
@@ -226,7 +246,8 @@ class IterationInputs:
     ) -> "IterationInputs":
         """Return the inputs of a timestep's first iteration: a fresh optimizer, all images active.
 
-        `index` is the timestep's place in the schedule; the rest is as above.
+        `index` is the timestep's place in the schedule, and `begun` what `begin` returned; the rest
+        is as above.
         """
         return cls(
             uncond=uncond,
@@ -239,7 +260,7 @@ class IterationInputs:
             coefficients=schedule.coefficients(index).to(latent),
             guidance_scale=latent.new_full((), guidance_scale),
             learning_rate=latent.new_full((), learning_rate),
-            begun=begun,
+            begun=begun if isinstance(begun, Begun) else None,
         )
 
 
@@ -263,8 +284,7 @@ def null_text_iteration(noise: Noise, x: IterationInputs) -> IterationResult:
 
     `noise` is eps_theta; its gradient is taken in the context alone.
     """
-    latent = x.latent if x.begun is None else x.begun
-    eps_uncond, backward = vjp(lambda uncond: noise(latent, x.timestep, uncond), x.uncond)
+    eps_uncond, backward = vjp(lambda uncond: noise(x.point, x.timestep, uncond), x.uncond)
     eps = guided_noise(eps_uncond, x.eps_cond, x.guidance_scale)
     reached = ddim_step(x.latent, eps, x.coefficients)
     error = reached - x.target

@@ -24,7 +24,7 @@ from nti.image import load_image
 from nti.networks.control import AttentionControl, Fold
 from nti.networks.unet import UNet
 from nti.sampling.schedule import Schedule
-from nti.sampling.step import AdamState, IterationInputs
+from nti.sampling.step import AdamState, Begun, IterationInputs, begin
 from tiny import make_model
 
 NAME = "purple-circle"
@@ -264,20 +264,24 @@ def test_what_is_captured_stays_on_the_device(backend: str, memory: str) -> None
         schedule.coefficients(0).to(latent),
         latent.sum(),
     )
-    steps.null_text_iteration(
-        IterationInputs(
-            uncond=context, adam=AdamState.fresh(context), active=active, latent=latent,
-            timestep=t, eps_cond=latent, target=latent, coefficients=step,
-            guidance_scale=number, learning_rate=number,
-        )
-    )  # fmt: skip
-    steps.noise(latent, t, context)
+    begun = begin(steps.noise, latent, t)
+    assert isinstance(begun, Begun)
+    assert counts.pop() > 30, "it begins"
+    for point in (None, begun):
+        steps.null_text_iteration(
+            IterationInputs(
+                uncond=context, adam=AdamState.fresh(context), active=active, latent=latent,
+                timestep=t, eps_cond=latent, target=latent, coefficients=step,
+                guidance_scale=number, learning_rate=number, begun=point,
+            )
+        )  # fmt: skip
+        steps.noise(point or latent, t, context)
     steps.guided_step(latent, t, context, context, step, number)
     _, maps = steps.controlled_noise(
         latent.expand(3, -1, -1, -1), t, context.expand(3, -1, -1), control
     )
     assert maps is not None and maps.shape == (2, 2, 16, 16)
-    assert len(counts) == 4 and min(counts) > 300, "each of the four is a whole network"
+    assert len(counts) == 6 and min(counts) > 300, "each of the six is a whole network"
 
 
 def test_it_is_refused_on_the_cpu(model: StableDiffusion) -> None:
@@ -292,9 +296,11 @@ def cuda_inputs(model: StableDiffusion, seed: int) -> IterationInputs:
     g = torch.Generator("cuda").manual_seed(seed)
     latent, eps, target = torch.randn(3, 1, 4, 16, 16, generator=g, device="cuda")
     context = torch.randn(1, 77, model.config.unet.context_dim, generator=g, device="cuda")
+    schedule = model.schedule(50)
     return IterationInputs.first(
-        context, latent, model.schedule(50), seed, eps_cond=eps, target=target,
+        context, latent, schedule, seed, eps_cond=eps, target=target,
         guidance_scale=3.0 + seed, learning_rate=1e-2,
+        begun=begin(model.steps.noise, latent, schedule.timestep(seed, latent)),
     )  # fmt: skip
 
 
@@ -305,8 +311,9 @@ def test_on_cuda_a_captured_iteration_is_the_eager_one(dtype: torch.dtype) -> No
     model = load_model(device="cuda", dtype=dtype, execution="eager")
     graphs = model.with_execution("cuda-graph")
     for seed in range(3):  # captured with the first
-        x = cuda_inputs(model, seed)
-        made, plain = (m.steps.null_text_iteration(x) for m in (graphs, model))
+        made, plain = (
+            each.steps.null_text_iteration(cuda_inputs(each, seed)) for each in (graphs, model)
+        )
         bound = 1e-4 if dtype == torch.float32 else 2e-2
         assert (made.adam.mean - plain.adam.mean).norm() < bound * plain.adam.mean.norm()
         assert torch.allclose(made.losses, plain.losses, rtol=bound)

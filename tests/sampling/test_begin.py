@@ -1,6 +1,7 @@
 """What comes before the prompt is computed once for several prompts, to the same bits."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -74,7 +75,8 @@ def test_an_iteration_is_the_same(recompute: bool) -> None:
 
 @pytest.mark.parametrize(
     ("method", "expected"),
-    # Beside the pivot's three once a timestep, in each of two sweeps and the one that samples.
+    # Three for the pivot, and three for all that is done at its timesteps. The global embedding
+    # makes two sweeps over these, and one that samples.
     [("null-text", 3 + 3), ("null-text-fast", 3 + 3), ("null-text-global", 3 + 9)],
 )
 def test_a_timestep_begins_once(image: Tensor, method: str, expected: int) -> None:
@@ -83,6 +85,41 @@ def test_a_timestep_begins_once(image: Tensor, method: str, expected: int) -> No
     settings = {} if method == "null-text-fast" else {"inner_steps": 2}
     invert(model, image, "a cat", method=method, steps=3, **settings)
     assert len(beginnings) == expected
+
+
+def test_by_onednn_noise_and_gradients_are_the_same(any_size: None) -> None:
+    """A gradient goes through what was begun, to the latent as well."""
+    model = make_model(SD_LIKE, torch.float32, backend="onednn")
+    noise, (z, t) = model.steps.noise, point(model)
+    context = model.encode_text(["a cat", "a dog"]).requires_grad_()
+    latent = z.float().requires_grad_()
+    found = []
+    for at in (latent, begin(noise, latent, t)):
+        eps = noise(at, t, context)
+        found.append((eps, *torch.autograd.grad(eps.square().sum(), (latent, context))))
+    for plain, begun in zip(*found, strict=True):
+        assert torch.equal(plain, begun)
+        assert plain.norm() > 0
+
+
+def test_another_function_beside_it_is_given_the_latents(image: Tensor) -> None:
+    """Also one that wraps the model's own noise and has taken over its attributes."""
+    model = make_model()
+    seen: list[Tensor] = []
+
+    @functools.wraps(model.steps.noise)
+    def noise(latent: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        seen.append(latent)
+        return model.steps.noise(latent, timestep, context)
+
+    iteration = functools.partial(null_text_iteration, noise)
+    steps = dataclasses.replace(model.steps, noise=noise, null_text_iteration=iteration)
+    parts = (model.config, model.unet, model.vae, model.text, model.tokenizer)
+    settings = {"steps": 2, "inner_steps": 1}
+    found = invert(StableDiffusion(*parts, steps), image, "a cat", **settings)
+    assert seen
+    assert all(isinstance(each, Tensor) for each in seen)
+    assert torch.equal(found.uncond, invert(model, image, "a cat", **settings).uncond)
 
 
 def test_a_noise_that_cannot_begin_is_given_the_latents() -> None:
