@@ -31,8 +31,8 @@ class Steps:
     unet: UNet
     """The network that they compute, as it was loaded."""
     noise: Noise
-    """(latent, timestep, context) -> eps. A `NoiseWithBeginning` also takes what its `begin` returns.
-    The `null_text_iteration` beside it then has to take it, too."""
+    """(latent, timestep, context) -> eps. A `NoiseWithBeginning` also takes what its `begin`
+    returns. The `null_text_iteration` beside it then has to take it, too."""
     guided_step: GuidedStep
     """(latent, timestep, uncond, cond, coefficients, guidance_scale) -> the next latent."""
     controlled_noise: ControlledNoise
