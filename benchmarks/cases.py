@@ -12,7 +12,7 @@ from nti.model import StableDiffusion, skeletons
 from nti.networks.tokenizer import Tokenizer
 from nti.networks.unet import UNet
 from nti.sampling.schedule import Schedule
-from nti.sampling.step import AdamState, Begun, IterationInputs, Noise, begin
+from nti.sampling.step import AdamState, IterationInputs, Noise, begin
 
 __all__ = [
     "GUIDANCE",
@@ -133,8 +133,7 @@ def begun(steps: Steps, x: IterationInputs) -> IterationInputs:
     """Return the same inputs with what comes before the prompt, which an inversion computes once a
     timestep.
     """
-    found = begin(steps.noise, x.latent, x.timestep)
-    return dataclasses.replace(x, begun=found if isinstance(found, Begun) else None)
+    return dataclasses.replace(x, begun=begin(steps.noise, x.latent, x.timestep))
 
 
 def moment_after(steps: Steps, x: IterationInputs) -> Tensor:
